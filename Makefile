@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all their own set-up; the other targets are for developers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all lint docs bench constraints clean
+
+demo: $(VENV)/.ready
+	$(BIN)/marey demo
+
+test: $(VENV)/.ready lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -W -q -b html docs build/docs
+	@echo build/docs/index.html
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/data_wait.py
+
+# torchcodec needs FFmpeg's shared libraries; without them PyAV, which carries its own, reads every video.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@command -v ffmpeg >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
+		|| (apt-get update -qq && apt-get install -y -qq --no-install-recommends ffmpeg) >/dev/null \
+		|| echo "ffmpeg could not be installed; going on without torchcodec"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install -q -c constraints.txt --group dev -e '.[fast]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt --group docs
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/python -m pip install -q -c constraints.txt --group bench
+	touch $@
+
+# Writes down what is installed now, once the tests pass with it.
+constraints: $(VENV)/.docs $(VENV)/.bench
+	$(BIN)/python -m pip freeze --exclude-editable --all | grep -iv '^marey\b' > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

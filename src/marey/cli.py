@@ -1,0 +1,319 @@
+"""The command line: arguments, one call into `marey.jobs`, printed rows.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 all good, 2 wrong use, 3 finished but some
+inputs failed, 4 aborted, 5 environment, 130 interrupted with everything saved. Heavy imports happen only
+after the command is known.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from marey.errors import MareyError, UsageError
+
+app = typer.Typer(name="marey", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+data_app = typer.Typer(no_args_is_help=True, help="Lists of videos: check them.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields to change.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SOME_FAILED = 3
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+) -> None:
+    """Marey trains, evaluates and runs video models."""  # --debug is read in `main`, wherever it stands
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the videos and the run.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of videos and training.")] = 0,
+) -> None:
+    """Render a small dataset, train on it, test, predict and write a report."""
+    from marey.jobs.demo import demo as run
+
+    found = run(out, seed=seed)
+    print(f"test accuracy {found.accuracy:.1%} on {found.clips} clips")
+    for line in found.predictions:
+        print(line)
+    print(f"report {found.report}")
+
+
+@app.command()
+def predict(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What `marey train` wrote, or published weights.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A release of `marey zoo`.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    every: Annotated[
+        str | None, typer.Option(help="A timeline with a window every so long, for example 2s.")
+    ] = None,
+    span: Annotated[
+        str | None, typer.Option(help="How long a window lasts; default: as long as --every.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write .jsonl, .csv or .parquet.")] = None,
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What is seen in videos: one line of classes each, or a timeline."""
+    from marey.jobs.output import write_predictions
+    from marey.jobs.predict import predict as run
+
+    if (checkpoint is None) == (model is None):
+        raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
+    found = run(
+        checkpoint or str(model),
+        sources,
+        top=top,
+        every=_seconds(every),
+        span=_seconds(span),
+        template=template,
+        device=device,
+    )
+    failed = 0
+    rows = found if out is None else write_predictions(found, out)
+    for row in rows:
+        failed += row.code is not None
+        if as_json:
+            print(row.json())
+        elif row.code is not None:
+            print(f"{row.source}: {row.code}: {row.message}", file=sys.stderr)
+        else:
+            window = f"  {row.start:.1f}-{row.end:.1f} s" if every else ""
+            print(
+                f"{row.source}{window}  " + "  ".join(f"{name} {score:.1%}" for score, name in row.top(top))
+            )
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+    validate: Annotated[
+        bool | None, typer.Option("--validate/--no-validate", help="Default: if there is data.val.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits every time.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue this recipe's newest run.")] = False,
+    auto_scale_lr: Annotated[
+        bool, typer.Option("--auto-scale-lr", help="Scale lr to the real batch.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine; torchrun's number rules.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe; everything goes to runs/<recipe>/<n>/."""
+    from marey.jobs.train import train as run
+
+    found = run(
+        recipe,
+        overrides or (),
+        out=out,
+        resume=resume,
+        validate=validate,
+        seed=seed,
+        deterministic=deterministic,
+        auto_scale_lr=auto_scale_lr,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+    )
+    _rows({"run": str(found.run), "checkpoint": str(found.checkpoint), **found.metrics}, as_json)
+
+
+@app.command()
+def test(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+    checkpoint: Annotated[Path, typer.Option(help="What `marey train` wrote, or published weights.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path | None, typer.Option(help="results.json to write; default: into the run's folder.")
+    ] = None,
+    metrics: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
+    average_clips: Annotated[str | None, typer.Option(help="prob, score, or none: one row per view.")] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Score a test list with a checkpoint, by the recipe's full protocol."""
+    from marey.jobs.evaluate import test as run
+
+    found = run(
+        recipe,
+        checkpoint,
+        overrides or (),
+        out=out,
+        metrics=metrics or (),
+        average_clips=average_clips,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+    )
+    expected = (found["expected"] or {}).get("metrics", {})
+    shown: dict[str, Any] = {"evaluated": f"{found['evaluated']} of {found['listed']}", **found["metrics"]}
+    _rows(
+        {name: _beside(value, expected.get(name)) for name, value in shown.items()} if not as_json else found,
+        as_json,
+    )
+    if found["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def recipes(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, for example 'tsm*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the recipes."""
+    from marey.recipes.catalog import describe_recipe, list_recipes
+
+    _rows({name: describe_recipe(name) for name in list_recipes(pattern)}, as_json)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print one recipe, resolved, as JSON."""
+    import msgspec
+
+    from marey.recipes.catalog import load_recipe
+
+    text = msgspec.json.encode(load_recipe(name, overrides or ()))
+    print(msgspec.json.format(text, indent=2).decode())
+
+
+@data_app.command("check")
+def data_check(
+    lists: Annotated[
+        list[str], typer.Argument(metavar="LIST", help="Lists, or folders with a folder per class.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Report as JSON; a later check continues from it.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; -1: one per core, at most eight.")] = -1,
+    min_frames: Annotated[int, typer.Option(min=1, help="Name clips with fewer frames.")] = 1,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Labels must be below; default: as in the lists.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="File with the class names in label order.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths start from.")] = None,
+    layout: Annotated[str, typer.Option("--format", help="Layout of the lists.")] = "auto",
+    template: Annotated[str, typer.Option(help="Names in folders of frames.")] = "img_{:05}.jpg",
+    seconds: Annotated[float, typer.Option(help="Time limit for one file.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Read lists and every file in them, in parallel, and name what is wrong with which."""
+    import msgspec
+
+    from marey.jobs.check import check, lines
+    from marey.jobs.setup import cores
+
+    report = check(
+        lists,
+        workers=cores() if workers < 0 else workers,
+        min_frames=min_frames,
+        num_classes=num_classes,
+        out=out,
+        seconds=seconds,
+        classes=classes,
+        root=root,
+        format=layout,
+        template=template,
+    )
+    print(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
+    if not report.ok:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, decoders, disk: what works here and what does not."""
+    from marey.jobs.doctor import doctor as run
+    from marey.jobs.doctor import lines
+
+    facts = run()
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
+    if not facts["ok"]:
+        raise typer.Exit(5)
+
+
+def _rows(rows: dict[str, Any], as_json: bool) -> None:
+    """A table of names and values; only the first of several processes prints."""
+    if not _first_process():
+        return
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _first_process() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def _beside(value: Any, expected: float | None) -> Any:
+    return value if expected is None else f"{value:.4f}  (published {expected:.4f})"
+
+
+def _seconds(text: str | None) -> float | None:
+    """`2s`, `0.5`, `1min` -> seconds."""
+    if text is None:
+        return None
+    number = text.removesuffix("min").removesuffix("s")
+    try:
+        return float(number) * (60 if text.endswith("min") else 1)
+    except ValueError:
+        raise UsageError("SECONDS", f"{text!r} is not a time; write for example 2s or 1min") from None
+
+
+def main() -> None:
+    """Entry point: runs a command and turns its errors into one line and an exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments  # wherever it stands
+    try:
+        code = app([a for a in arguments if a != "--debug"] or ["--help"], standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"marey: USAGE: {error.format_message()} (`marey COMMAND --help` shows how)", file=sys.stderr)
+        code = error.exit_code
+    except typer.Abort:
+        code = 130
+    except KeyboardInterrupt:
+        print("marey: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # nobody reads on; Python would complain at exit
+        code = 0
+    except MareyError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"marey: {error.code}: {error.message}", file=sys.stderr)
+        code = error.exit_code
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

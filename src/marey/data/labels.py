@@ -1,0 +1,81 @@
+"""Class names and training targets: what a label means, and the number or vector a loss is given."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from marey.errors import DataError
+
+
+def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The class names of a file; a name's place is its label.
+
+    One name per line, or JSON: a list of names or an object {"name": label} with labels 0 .. n-1.
+    Raises DataError NOT_FOUND, LIST_FORMAT, or LABEL_NAMES for a repeated, empty or missing name.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError("NOT_FOUND", f"class names {file}: {error.strerror}; name a readable file") from error
+    except UnicodeDecodeError as error:
+        raise DataError("LIST_FORMAT", f"class names {file}: not UTF-8 text ({error.reason})") from error
+    if text.lstrip().startswith(("[", "{")):
+        return check_names(_names_of_json(file, text), f"{file}: item")
+    return check_names([line.strip() for line in text.splitlines()], f"{file}: line")
+
+
+def check_names(names: Sequence[str], where: str = "class name") -> tuple[str, ...]:
+    """The names as a tuple, once none is empty or repeated; `where` opens the message of LABEL_NAMES."""
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise DataError("LABEL_NAMES", f"{where} {number} is empty; give one class name each")
+        if name in seen:
+            raise DataError(
+                "LABEL_NAMES", f"{where} {number} repeats {name!r} of number {seen[name]}; names differ"
+            )
+        seen[name] = number
+    if not seen:
+        raise DataError("LABEL_NAMES", f"{where}s: there is none; give one class name each")
+    return tuple(names)
+
+
+def _names_of_json(file: Path, text: str) -> list[str]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            "LIST_FORMAT", f"class names {file}:{error.lineno}: not JSON ({error.msg})"
+        ) from error
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return value
+    if isinstance(value, dict) and all(type(label) is int for label in value.values()):
+        if sorted(value.values()) == list(range(len(value))):
+            return sorted(value, key=value.__getitem__)
+        raise DataError(
+            "LABEL_NAMES", f"class names {file}: the labels must be 0 .. {len(value) - 1}, each once"
+        )
+    raise DataError("LIST_FORMAT", f'class names {file}: expected a list of names or {{"name": label}}')
+
+
+def targets(labels: Sequence[int], num_classes: int, multi_label: bool) -> Tensor:
+    """What the loss compares with: int64 [] for one label, float32 [num_classes] of 0 and 1 for several.
+
+    Raises DataError LABEL_COUNT unless a single-label sample has exactly one label, LABEL_RANGE for a
+    label outside 0 .. num_classes-1.
+    """
+    for label in labels:
+        if not 0 <= label < num_classes:
+            raise DataError("LABEL_RANGE", f"label {label} is outside 0 .. {num_classes - 1}; check the list")
+    if multi_label:
+        hot = torch.zeros(num_classes)
+        hot[list(labels)] = 1.0
+        return hot
+    if len(labels) != 1:
+        raise DataError("LABEL_COUNT", f"expected one label, found {len(labels)}; is the list multi-label?")
+    return torch.tensor(labels[0])

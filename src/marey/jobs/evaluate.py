@@ -1,0 +1,265 @@
+"""`marey test`: every clip of a list exactly once, whatever the number of processes, and its numbers."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning_fabric.fabric import Fabric
+from torch import nn
+
+from marey.data.clips import Failure, test_indices, test_views
+from marey.data.lists import ClipList
+from marey.data.workers import Pool
+from marey.errors import DataError, MareyError, unknown
+from marey.files import replacing
+from marey.jobs import setup
+from marey.jobs.doctor import environment
+from marey.jobs.predict import score_views
+from marey.jobs.progress import Progress
+from marey.jobs.report import write_report
+from marey.metrics.mean_ap import (
+    average_precision,
+    mean_average_precision,
+    mmit_mean_average_precision,
+)
+from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
+from marey.recipes.catalog import load_recipe
+from marey.recipes.schema import Recipe
+from marey.training.distributed import gather, launch
+from marey.video.preprocess import Preprocess, Protocol
+
+
+class Scored(NamedTuple):
+    """The clips of a list that could be read, ascending, with their scores, and those that could not.
+
+    scores  float32 [C] per clip, or [views, C] when views are not averaged
+    """
+
+    indices: list[int]
+    scores: list[np.ndarray]
+    failed: list[Failure]
+
+
+def score_list(
+    model: nn.Module,
+    clips: ClipList,
+    preprocess: Preprocess,
+    protocol: Protocol,
+    *,
+    fabric: Fabric,
+    pool: Pool,
+    multi_label: bool,
+    views_per_forward: int = 10,
+    progress: Callable[[int, int], None] | None = None,
+) -> Scored:
+    """Scores of every clip of the list, the same in every process and for any number of processes.
+
+    The views of one clip go through the network together and apart from other clips, so that no score
+    depends on what else is in the list.
+    """
+    mine = test_indices(len(clips), world=fabric.world_size, rank=fabric.global_rank)
+    rows: list[tuple[int, np.ndarray | Failure]] = []
+    for index, views in test_views(clips, mine, preprocess, protocol, pool=pool):
+        if isinstance(views, MareyError):
+            rows.append((index, Failure(index, clips[index].path, views.code, views.message)))
+        else:
+            scores = score_views(
+                model, views, preprocess, fabric.device, views_per_forward, multi_label=multi_label
+            )
+            rows.append((index, scores))
+        if progress is not None:
+            progress(len(rows), len(mine))
+    together = sorted((row for part in gather(fabric, rows) for row in part), key=lambda row: row[0])
+    if [index for index, _ in together] != list(range(len(clips))):
+        raise MareyError("INTERNAL", "not every clip was scored exactly once; please report this")
+    good = [(index, row) for index, row in together if not isinstance(row, Failure)]
+    failed = [row for _, row in together if isinstance(row, Failure)]
+    return Scored([index for index, _ in good], [row for _, row in good], failed)
+
+
+def check_complete(scored: Scored, listed: int, allowed: float) -> None:
+    """Refuse a number that was measured on part of the list only. Raises DataError INCOMPLETE."""
+    if scored.failed and (len(scored.failed) > allowed * listed or not scored.indices):
+        first = "; ".join(f"{f.path}: {f.code}" for f in scored.failed[:3])
+        raise DataError(
+            "INCOMPLETE",
+            f"{len(scored.failed)} of {listed} files cannot be read ({first}); mend or remove them, or allow "
+            f"a share with data.max_bad_test={len(scored.failed) / listed:.3g}",
+        )
+
+
+def measure(
+    scored: Scored, clips: ClipList, num_classes: int, multi_label: bool, average: str
+) -> dict[str, Any]:
+    """Metrics over the scored clips: `metrics` (in 0..1, and the mean loss), `per_class`, `confusion`."""
+    scores = np.stack(scored.scores)
+    labels = [clips[index].labels for index in scored.indices]
+    if multi_label:
+        targets = np.zeros((len(labels), num_classes), bool)
+        for row, classes in enumerate(labels):
+            targets[row, list(classes)] = True
+        return {
+            "metrics": {
+                "map": mean_average_precision(scores, targets),
+                "mmit_map": mmit_mean_average_precision(scores, targets),
+                "loss": _binary_loss(scores, targets, average),
+            },
+            "per_class": {"count": targets.sum(0), "ap": average_precision(scores, targets)},
+        }
+    truth = np.array([classes[0] for classes in labels])
+    confusion = confusion_matrix(truth, scores.argmax(1), num_classes)
+    counts = confusion.sum(1)
+    return {
+        "metrics": {
+            "top1": top_k_accuracy(scores, truth, 1),
+            "top5": top_k_accuracy(scores, truth, 5),
+            "mean_class": mean_class_accuracy(scores, truth),
+            "loss": _loss(scores, truth, average),
+        },
+        "per_class": {"count": counts, "accuracy": np.diag(confusion) / np.maximum(counts, 1)},
+        "confusion": confusion,
+    }
+
+
+def _loss(scores: np.ndarray, truth: np.ndarray, average: str) -> float:
+    if average == "score":
+        scores = np.exp(scores - scores.max(1, keepdims=True))
+        scores = scores / scores.sum(1, keepdims=True)
+    return float(-np.log(np.maximum(scores[np.arange(len(truth)), truth], 1e-12)).mean())
+
+
+def _binary_loss(scores: np.ndarray, targets: np.ndarray, average: str) -> float:
+    sure = 1 / (1 + np.exp(-scores)) if average == "score" else scores
+    return float(-np.log(np.maximum(np.where(targets, sure, 1 - sure), 1e-12)).mean())
+
+
+def results(
+    recipe: Recipe,
+    scored: Scored,
+    clips: ClipList,
+    protocol: Protocol,
+    *,
+    classes: Sequence[str],
+    checkpoint: str | None,
+) -> dict[str, Any]:
+    """What results.json holds: the numbers, what they were measured on and by which protocol."""
+    average = recipe.clips.average
+    found = measure(scored, clips, len(classes), multi_label=bool(recipe.data.multi_label), average=average)
+    columns = found["per_class"]
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    published = recipe.published
+    return {
+        "recipe": recipe.name,
+        "checkpoint": checkpoint,
+        "protocol": {**msgspec.to_builtins(recipe.clips.plan(protocol)), "average": average},
+        "metrics": found["metrics"],
+        "expected": msgspec.to_builtins(published) if published else None,
+        "listed": len(clips),
+        "evaluated": len(scored.indices),
+        "failed": [f._asdict() for f in scored.failed],
+        "classes": list(classes),
+        "per_class": [
+            {"class": name, **dict(zip(columns, row, strict=True))}
+            for name, row in zip(classes, rows, strict=True)
+        ],
+        "confusion": found["confusion"].tolist() if "confusion" in found else None,
+        "list": clips.name,
+        "fingerprint": clips.fingerprint(),
+        "versions": environment(),
+    }
+
+
+def write_scores(path: Path, scored: Scored, clips: ClipList) -> None:
+    """One row per clip (and view, when views are not averaged): path, label, view, scores."""
+    rows = [
+        (clips[index].path, list(clips[index].labels), view, row)
+        for index, scores in zip(scored.indices, scored.scores, strict=True)
+        for view, row in enumerate(np.atleast_2d(scores))
+    ]
+    paths, labels, views, values = zip(*rows, strict=True) if rows else ((), (), (), ())
+    table = pa.table(
+        {
+            "path": pa.array([os.fsencode(p).decode("utf-8", "replace") for p in paths], pa.string()),
+            "label": pa.array(labels, pa.list_(pa.int32())),
+            "view": pa.array(views, pa.int32()),
+            "scores": pa.array(list(values), pa.list_(pa.float32())),
+        }
+    )
+    with replacing(path) as part:
+        pq.write_table(table, part)
+
+
+def pick_metrics(found: dict[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The metrics asked for. Raises UsageError UNKNOWN_METRIC with the nearest name."""
+    for name in names:
+        if name not in found:
+            raise unknown("metric", name, found, code="UNKNOWN_METRIC")
+    return {name: found[name] for name in names or found}
+
+
+def test(
+    recipe: Recipe | str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    out: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = (),
+    average_clips: str | None = None,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+) -> dict[str, Any]:
+    """Score a recipe's test list (else its validation list) with a checkpoint by the full test protocol.
+
+    recipe         name, recipe.json or Recipe; its `clips.test` is the protocol, its `data.test` the list
+    checkpoint     what `marey train` wrote, or any published layout that fits the recipe's network
+    out            results.json to write; scores.parquet goes beside it. None: the checkpoint's run folder,
+                   when it lies in one
+    metrics        the metrics to give; none named: all
+    average_clips  "prob", "score", or "none": scores per view and no metrics; None: as the recipe says
+    Returns what results.json holds, in the first process; the others get the same.
+    """
+    plan = load_recipe(recipe, overrides)
+    plan = load_recipe(plan, {} if average_clips is None else {"clips.average": average_clips})
+    fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
+    lists = setup.open_lists(plan.data, training=False)
+    plan = setup.complete(plan, lists)
+    clips = lists.given()[0]
+    model, classes = setup.trained_model(plan, checkpoint, lists)
+    several = bool(plan.data.multi_label)
+    with Pool(setup.decoding_workers(plan.data), plan.data.seconds) as pool:
+        scored = score_list(
+            model.to(fabric.device),
+            clips,
+            plan.clips,
+            plan.clips.test,
+            fabric=fabric,
+            pool=pool,
+            multi_label=several,
+            views_per_forward=plan.testing.views_per_forward,
+            progress=Progress("testing", quiet=not fabric.is_global_zero),
+        )
+    check_complete(scored, len(clips), plan.data.max_bad_test)
+    found = results(plan, scored, clips, plan.clips.test, classes=classes, checkpoint=str(checkpoint))
+    found["metrics"] = pick_metrics(found["metrics"], metrics)
+    if fabric.is_global_zero:
+        _leave(found, scored, clips, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
+    return found
+
+
+def _leave(
+    found: dict[str, Any], scored: Scored, clips: ClipList, out: Path | None, run: Path | None
+) -> None:
+    folder = out.parent if out else run
+    if folder is None:
+        return
+    with replacing(out or folder / "results.json") as part:
+        part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+    write_scores((out.with_suffix(".parquet") if out else folder / "scores.parquet"), scored, clips)
+    if run is not None and out is None:
+        write_report(run)

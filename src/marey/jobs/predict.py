@@ -1,0 +1,133 @@
+"""`marey predict`: videos in, classes out; whole videos by the network's test protocol, or a timeline."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from marey.errors import MareyError, UsageError
+from marey.metrics.views import average_views
+from marey.video.preprocess import Preprocess, normalize
+from marey.video.reader import Video, read_video
+from marey.video.source import expand
+from marey.video.views import Views
+from marey.weights.create import open_model
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One class and how sure the network is of it (a probability, unless logits are averaged)."""
+
+    label: int
+    name: str
+    score: float
+
+
+class Prediction(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was seen in a video, or in its seconds start..end; `code` and `message` if it could not be read.
+
+    notes  what was unusual about the file, each "CODE: text"
+    """
+
+    source: str
+    start: float | None = None
+    end: float | None = None
+    classes: tuple[Score, ...] = ()
+    notes: tuple[str, ...] = ()
+    code: str | None = None
+    message: str | None = None
+
+    def top(self, count: int = 5) -> list[tuple[float, str]]:
+        """The best classes as (score, name)."""
+        return [(c.score, c.name) for c in self.classes[:count]]
+
+    def json(self) -> str:
+        """One line of JSON."""
+        return msgspec.json.encode(self).decode()
+
+
+def predict(
+    model: nn.Module | str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    top: int = 5,
+    every: float | None = None,
+    span: float | None = None,
+    template: str | None = None,
+    device: str | None = None,
+    views_per_forward: int = 10,
+) -> Iterator[Prediction]:
+    """Classes of each source, in order; a source that cannot be read gives a Prediction with its error code.
+
+    model    a network made by `create_model`, a checkpoint that `marey train` wrote, or a release's name
+    sources  files, folders, globs, lists (.txt, .csv, .jsonl), "-" for a list on standard input
+    every    seconds: a timeline of windows that start so far apart, each scored alone; None: whole videos
+    span     seconds a window lasts; None: as long as `every`, and at least one clip of the network
+    device   "cpu", "cuda", ...; None: the GPU if there is one
+    """
+    if every is not None and not every > 0:
+        raise UsageError("EVERY", f"windows must start more than 0 seconds apart, not {every}")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network: Any = (model if isinstance(model, nn.Module) else open_model(model)).to(place).eval()
+    data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
+    several = bool(data.get("multi_label"))
+    names = [sources] if isinstance(sources, str | os.PathLike) else sources
+    for source in expand([os.fspath(name) for name in names], template=template):
+        try:
+            with read_video(source.path, template=source.template) as video:
+                for start, end, part in _windows(video, network.preprocess, every, span):
+                    protocol = network.preprocess.test if every is None else network.preprocess.val
+                    views = network.preprocess.views(video, protocol, part)
+                    scores = score_views(
+                        network, views, network.preprocess, place, views_per_forward, multi_label=several
+                    )
+                    notes = tuple(f"{note.code}: {note.text}" for note in video.notes)
+                    yield Prediction(source.name, start, end, _best(scores, network.class_names, top), notes)
+        except MareyError as error:
+            yield Prediction(source.name, code=error.code, message=error.message)
+
+
+def _windows(
+    video: Video, preprocess: Preprocess, every: float | None, span: float | None
+) -> Iterator[tuple[float, float, range]]:
+    """(start, end, frame numbers) of the whole video, or of each window, in seconds from its first frame."""
+    if every is None:
+        yield 0.0, video.seconds, range(len(video))
+        return
+    clip = preprocess.span(video.fps) / video.fps
+    length = span or max(every, clip)
+    times = video.timestamps - video.timestamps[0]
+    for start in np.arange(0.0, max(video.seconds, 1e-6), every):
+        first, last = np.searchsorted(times, [start - 1e-9, start + length - 1e-9])
+        if last > first:
+            yield float(start), float(min(start + length, video.seconds)), range(int(first), int(last))
+
+
+@torch.inference_mode()
+def score_views(
+    model: nn.Module,
+    views: Views,
+    preprocess: Preprocess,
+    device: torch.device,
+    chunk: int = 10,
+    *,
+    multi_label: bool = False,
+) -> NDArray[np.float32]:
+    """Scores of one video: float32 [C], averaged over views by `preprocess.average` ("none": [views, C]).
+
+    "prob" is the mean of the views' probabilities (softmax; sigmoid with several labels), "score" of logits.
+    Views go through the network `chunk` at a time, apart from other videos.
+    """
+    parts = (views.batch(start, start + chunk) for start in range(0, len(views), chunk))
+    logits = torch.cat([model(normalize(part.to(device), preprocess)).float().cpu() for part in parts])
+    return average_views(logits, preprocess.average, multi_label=multi_label).numpy()
+
+
+def _best(scores: NDArray[np.float32], names: Sequence[str] | None, top: int) -> tuple[Score, ...]:
+    mean = scores.mean(0) if scores.ndim == 2 else scores
+    order = np.argsort(-mean, kind="stable")[:top].tolist()
+    return tuple(Score(label, names[label] if names else str(label), float(mean[label])) for label in order)

@@ -1,0 +1,66 @@
+"""How far a long job is: a bar on a terminal, a line now and then elsewhere; always on stderr."""
+
+import sys
+import time
+
+from marey.training.loop import Step
+
+
+class Progress:
+    """Call it with (done, total); it prints rate and time left.
+
+    quiet processes print nothing. Without a terminal a line comes every ten seconds and at the end.
+    """
+
+    def __init__(self, what: str, *, quiet: bool = False) -> None:
+        self.what, self.quiet = what, quiet
+        self.started = self.shown = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` items are finished."""
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if self.quiet or (done < total and now - self.shown < (0.2 if terminal else 10)):
+            return
+        self.shown = now
+        rate = done / max(now - self.started, 1e-9)
+        text = f"{self.what} {done}/{total}  {rate:.1f}/s  left {duration((total - done) / max(rate, 1e-9))}"
+        if terminal:
+            print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Window:
+    """Sums since the last logged row."""
+
+    def __init__(
+        self, steps: int = 0, clips: int = 0, loss: float = 0.0, waited: float = 0.0, seconds: float = 0.0
+    ) -> None:
+        self.steps, self.clips, self.loss, self.waited, self.seconds = steps, clips, loss, waited, seconds
+
+    def add(self, step: Step) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.clips += step.clips
+        self.loss += step.loss * step.clips
+        self.waited += step.waited
+        self.seconds += step.seconds
+
+    def row(self) -> dict[str, float]:
+        """Means of the window, for metrics.csv."""
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "loss": self.loss / max(self.clips, 1),
+            "clips_per_second": self.clips / seconds,
+            "data_share": self.waited / seconds,
+        }
+
+    def plain(self) -> dict[str, float]:
+        """For the saved state."""
+        return dict(vars(self))

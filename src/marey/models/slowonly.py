@@ -1,0 +1,58 @@
+"""SlowOnly: the slow pathway of SlowFast alone, a 3D network that never shortens time.
+
+Feichtenhofer et al., "SlowFast Networks for Video Recognition", arXiv:1812.03982; numbers from
+open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/resnet3d_slowonly.py.
+Shapes: B clips, C channels, T frames, H x W pixels.
+"""
+
+from torch import nn
+
+from marey.models.nonlocal_ import ZOO_PLACES, NonLocal, place_non_local
+from marey.models.parts import ResNet
+from marey.models.resnet3d import bottlenecks, unit
+
+
+class SlowOnly(ResNet):
+    """3D ResNet with temporal kernels (3x1x1) in stages 3 and 4 only; pooled over all, linear classifier.
+
+    depth              50, 101 or 152
+    num_classes        rows of the classifier
+    dropout            share of pooled features dropped in training
+    width              channels of the stem, 64 as published; all stages scale with it
+    non_local          None, "embedded_gaussian", "gaussian" or "dot_product": blocks of that kind
+    non_local_scale    divide the products of embedded_gaussian by the root of their length
+    non_local_blocks   after which blocks, for stages 1 to 4
+    norm_eval, frozen_stages   see `marey.models.parts.ResNet`
+
+    Takes clips of any T; 4x16 and 8x8 (frames x interval) are the same network.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 400,
+        *,
+        dropout: float = 0.5,
+        width: int = 64,
+        non_local: str | None = None,
+        non_local_scale: bool = True,
+        non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+    ) -> None:
+        stages, channels = bottlenecks(depth, width, times=((1,), (1,), (3,), (3,)), last_gamma=0.0)
+        if non_local is not None:
+            place_non_local(
+                stages, non_local_blocks, lambda _, c: NonLocal(c, non_local, scale=non_local_scale)
+            )
+        super().__init__(
+            unit(3, width, (1, 7, 7), (1, 2, 2)),
+            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+            stages,
+            channels,
+            num_classes,
+            dropout=dropout,
+            head_std=0.01,
+            norm_eval=norm_eval,
+            frozen_stages=frozen_stages,
+        )

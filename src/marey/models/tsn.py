@@ -1,0 +1,50 @@
+"""TSN, the temporal segment network: a 2D network sees a few frames spread over the video.
+
+Wang et al., "Temporal Segment Networks", arXiv:1608.00859; numbers from
+open-mmlab/mmaction2@v0.24.1:mmaction/models/{backbones/resnet.py,heads/tsn_head.py}.
+Shapes: B clips, C channels, T frames (the segments), H x W pixels.
+"""
+
+from torch import Tensor
+
+from marey.models.parts import ResNet
+from marey.models.resnet import to_clips, to_frames, trunk
+
+
+class TSN(ResNet):
+    """2D ResNet on every frame, features averaged over all frames, dropout, linear classifier.
+
+    depth          18, 34, 50, 101 or 152
+    num_classes    rows of the classifier
+    segments       frames that the default preprocessing takes; the network itself takes any number
+    dropout        share of pooled features dropped in training, one mask per clip
+    width          channels of the stem, 64 as published; all stages scale with it
+    norm_eval, frozen_stages, partial_bn   see `marey.models.parts.ResNet`
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 400,
+        *,
+        segments: int = 3,
+        dropout: float = 0.4,
+        width: int = 64,
+        norm_eval: bool = False,
+        frozen_stages: int = -1,
+        partial_bn: bool = False,
+    ) -> None:
+        super().__init__(
+            *trunk(depth, width),
+            num_classes,
+            dropout=dropout,
+            head_std=0.01,
+            norm_eval=norm_eval,
+            frozen_stages=frozen_stages,
+            partial_bn=partial_bn,
+        )
+        self.segments = segments
+
+    def features(self, clip: Tensor) -> Tensor:
+        """The map of every frame: float [B, 3, T, H, W] -> float [B, C, T, H/32, W/32]."""
+        return to_clips(super().features(to_frames(clip)), clip.shape[2])

@@ -1,0 +1,119 @@
+"""What a recipe is made of: small frozen records, one per concern, that refuse what they do not know."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from marey.errors import UsageError
+from marey.training.optim import Optimizer, Schedule
+from marey.video.preprocess import Preprocess
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which network.
+
+    name         one of `marey.list_models()`
+    num_classes  None: as many as the data has
+    weights      a release's name, a checkpoint or a 2D ImageNet file to start from; None: from scratch
+    options      architecture overrides, for example {"segments": 8}
+    """
+
+    name: str
+    num_classes: int | None = None
+    weights: str | None = None
+    options: dict[str, Any] = {}
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which videos, and how they are read.
+
+    train, val, test  a list or a folder per class each; test falls back to val
+    format            layout of the lists, see docs/data.md; "auto" finds it from the content
+    root              folder that relative paths start from; None: the list's own folder
+    classes           file with the class names in label order; None: from the lists
+    template          file names in folders of frames
+    multi_label       None: as the lists say
+    workers           decoding processes; -1: one per core, at most eight; 0: in the training process
+    seconds           time limit for one clip, after which its file counts as bad
+    max_bad           largest share of the training files that may be unreadable (skipped, counted, named)
+    max_bad_test      the same for validation and test; above 0 the result says how many are missing
+    class_power       None: every clip once an epoch; else classes are drawn with probability share ** power
+                      (0: all equally often), MMAction2's sample_by_class
+    """
+
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    format: str = "auto"
+    root: str | None = None
+    classes: str | None = None
+    template: str = "img_{:05}.jpg"
+    multi_label: bool | None = None
+    workers: int = -1
+    seconds: float = 60.0
+    max_bad: float = 0.01
+    max_bad_test: float = 0.0
+    class_power: float | None = None
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the network is trained.
+
+    batch            clips per process and step
+    accumulate       steps whose gradients make one update
+    reference_batch  clips per update that optimizer.lr is meant for
+    scale_lr         multiply the rate by (clips per update) / reference_batch
+    precision        "32", or "bf16" autocast
+    class_weights    "balanced": loss weights inverse to the classes' counts
+    validate_every   epochs between validations; 0: only after the last
+    log_every        updates between rows of metrics.csv
+    save_minutes     minutes between saved states inside an epoch (there is one after every epoch)
+    """
+
+    epochs: int
+    batch: int = 8
+    accumulate: int = 1
+    reference_batch: int = 64
+    scale_lr: bool = False
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    precision: Literal["32", "bf16"] = "32"
+    validate_every: int = 1
+    log_every: int = 20
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch", "accumulate", "reference_batch", "log_every"):
+            if getattr(self, field) < 1:
+                raise UsageError("RECIPE_VALUE", f"training.{field} must be at least 1")
+
+
+class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the network is tested; clips and crops are the preprocessing's test protocol.
+
+    views_per_forward  views that go through the network at once: memory against speed, same scores
+    """
+
+    views_per_forward: int = 10
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the source reports for this recipe: metrics in 0..1, and where it says so."""
+
+    metrics: dict[str, float]
+    source: str
+    protocol: str = ""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A complete run. `marey recipe NAME` prints one; any field can be changed with `key=value`."""
+
+    name: str
+    model: Model
+    data: Data = Data()
+    clips: Preprocess
+    training: Training
+    testing: Testing = Testing()
+    published: Published | None = None

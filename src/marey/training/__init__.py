@@ -1,0 +1,1 @@
+"""A module becomes a better module: steps, optimisers, losses, checkpoints."""

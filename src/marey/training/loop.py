@@ -1,0 +1,81 @@
+"""The training loop: one explicit function that takes batches and yields what each step did."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from lightning_fabric.fabric import Fabric
+from torch import Tensor, nn
+
+from marey.errors import MareyError
+from marey.training.distributed import anyone
+from marey.training.optim import set_lr
+
+
+class Examples(NamedTuple):
+    """What one step learns from: clip float [B, 3, T, H, W], targets int64 [B] or float [B, C].
+
+    real is how many of the B clips count: 0 for a stand-in, which changes nothing and keeps processes in step.
+    """
+
+    clip: Tensor
+    targets: Tensor
+    real: int
+
+
+class Step(NamedTuple):
+    """What a step did: its number in the epoch, mean loss, clips, learning rate, seconds waited and taken."""
+
+    number: int
+    loss: float
+    clips: int
+    lr: float
+    waited: float
+    seconds: float
+
+
+def train_steps(
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Examples],
+    *,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    rate_of: Callable[[int], float],
+    seed_of: Callable[[int], int],
+    steps: int,
+    first: int = 0,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+) -> Iterator[Step]:
+    """Train on the batches, which are the steps `first` .. `steps` - 1 of an epoch.
+
+    rate_of   learning rate of an update (counted in the epoch); every `accumulate` steps make one
+    seed_of   seed of a step's dropout, so that a resumed run draws what the unbroken one drew
+    Raises MareyError LOSS_NOT_FINITE before the step changes anything.
+    """
+    started = time.perf_counter()
+    for number, examples in enumerate(batches, first):
+        waited = time.perf_counter() - started
+        update = number // accumulate
+        share = min(accumulate, steps - update * accumulate)  # the epoch's last update may have fewer steps
+        closing = (number + 1) % accumulate == 0 or number + 1 == steps
+        lr = rate_of(update)
+        torch.manual_seed(seed_of(number))
+        model.train(examples.real > 0)  # a stand-in must not enter the batch-norm statistics
+        with fabric.no_backward_sync(model, enabled=not closing):
+            loss = loss_of(model(examples.clip), examples.targets)
+            value = float(loss.detach())
+            if anyone(fabric, value != value or value in (float("inf"), float("-inf"))):
+                raise MareyError("LOSS_NOT_FINITE", f"the loss of step {number} is {value}")
+            fabric.backward(loss * (0.0 if examples.real == 0 else 1.0 / share))
+        if closing:
+            if clip_norm is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+            set_lr(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        yield Step(number, value, examples.real, lr, waited, seconds)
+        started = time.perf_counter()

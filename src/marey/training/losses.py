@@ -1,0 +1,27 @@
+"""Losses of recognizers. Each takes raw logits [B, C] and gives the mean over the clips of the batch."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def classification_loss(
+    logits: Tensor, targets: Tensor, *, smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Cross entropy, mean over the batch.
+
+    targets        int64 [B], or float [B, C] soft targets: mean over clips of -sum(target * log softmax)
+    smoothing      hard labels become (1 - s) * one-hot + s / C
+    class_weights  float [C]: each clip's loss times the weight of its class, mean over the batch's weights
+    """
+    if targets.is_floating_point():
+        per_clip = -(targets * F.log_softmax(logits.float(), dim=1)).sum(1)
+        weights = targets @ class_weights if class_weights is not None else None
+        return per_clip.mean() if weights is None else (per_clip * weights).sum() / weights.sum()
+    return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=smoothing)
+
+
+def multi_label_loss(logits: Tensor, targets: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
+    """Binary cross entropy of each class, mean over clips and classes; targets float [B, C] in 0..1."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, weight=class_weights, reduction="mean")
+    return torch.as_tensor(loss)

@@ -1,0 +1,149 @@
+"""Optimisers and learning-rate schedules, as settings and pure functions.
+
+The schedules of MMAction2 0.x (mmcv 1.7 hooks) and 1.x (mmengine 0.10 schedulers) differ in how warm-up
+is counted; both are here because published accuracies depend on them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from marey.errors import UsageError
+
+Norm = nn.modules.batchnorm._BatchNorm
+Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
+
+
+class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which optimiser, and what reaches which parameter.
+
+    lr           learning rate at the recipe's reference batch
+    groups       "all": one group; "tsm": five groups, see `parameter_groups`
+    head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
+    clip_norm    gradients are scaled down to this 2-norm; None leaves them
+    """
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    groups: Literal["all", "tsm"] = "all"
+    head_factor: float = 5.0
+    clip_norm: float | None = 40.0
+
+    def __post_init__(self) -> None:
+        if (
+            not self.lr > 0
+            or self.weight_decay < 0
+            or (self.clip_norm is not None and not self.clip_norm > 0)
+        ):
+            raise UsageError(
+                "RECIPE_VALUE", "optimizer: lr and clip_norm must be above 0, weight_decay not below 0"
+            )
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the learning rate moves.
+
+    kind          "step" multiplies by gamma at each milestone (epochs); "cosine" falls to 0 at the last epoch
+    per           "epoch": one value an epoch; "iteration": follows fractional epochs
+    cosine_from   epoch at which the cosine begins (1.x lets it begin after the warm-up)
+    warmup_epochs linear rise from warmup_start x lr
+    warmup_per    the rise moves every "iteration" or every "epoch"
+    warmup_rule   "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit
+    """
+
+    kind: Literal["constant", "step", "cosine"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    per: Literal["epoch", "iteration"] = "epoch"
+    cosine_from: float = 0.0
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.1
+    warmup_per: Literal["iteration", "epoch"] = "iteration"
+    warmup_rule: Literal["0.x", "1.x"] = "0.x"
+
+    def __post_init__(self) -> None:
+        if self.kind == "step" and not self.milestones:
+            raise UsageError("RECIPE_VALUE", "schedule: kind 'step' needs milestones, for example [20,40]")
+
+
+def lr_factor(schedule: Schedule, *, epoch: int, iteration: int, per_epoch: int, epochs: int) -> float:
+    """What the base learning rate is multiplied by in this iteration (both count from 0; iteration within
+    the epoch, per_epoch of them)."""
+    position = epoch + (iteration / per_epoch if schedule.per == "iteration" else 0)
+    return _decay(schedule, position, epochs) * _warmup(schedule, epoch * per_epoch + iteration, per_epoch)
+
+
+def _decay(schedule: Schedule, position: float, epochs: int) -> float:
+    if schedule.kind == "step":
+        return schedule.gamma ** sum(milestone <= position for milestone in schedule.milestones)
+    if schedule.kind == "cosine":
+        done = (position - schedule.cosine_from) / (epochs - schedule.cosine_from)
+        return (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
+    return 1.0
+
+
+def _warmup(schedule: Schedule, iteration: int, per_epoch: int) -> float:
+    unit = per_epoch if schedule.warmup_per == "epoch" else 1
+    length = schedule.warmup_epochs * per_epoch / unit
+    if iteration // unit >= length:
+        return 1.0
+    last = length - (1 if schedule.warmup_rule == "1.x" else 0)
+    done = min(iteration // unit / last, 1.0) if last > 0 else 1.0
+    return schedule.warmup_start + (1 - schedule.warmup_start) * done
+
+
+def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Parameter groups for torch optimisers; each has `factor`, its learning rate relative to the base rate.
+
+    "tsm" (MMAction2 v0.24.1, TSMOptimizerConstructor): weights x1 with decay, biases x2 without, batch norm
+    x1 without decay, the classifier's weight x head_factor with and its bias x2 head_factor without decay.
+    Parameters that are frozen are left out.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if optimizer.groups == "all":
+        return [_group("all", trained, 1.0, optimizer.weight_decay)]
+    weighted = [m for m in model.modules() if isinstance(m, Weighted)]
+    first = next(m for m in weighted if not isinstance(m, nn.Linear))
+    last = [m for m in weighted if isinstance(m, nn.Linear)][-1]
+    others = [m for m in weighted if m is not first and m is not last]
+    norms = [m for m in model.modules() if isinstance(m, Norm)]
+    decay, head = optimizer.weight_decay, optimizer.head_factor
+    groups = [
+        _group("first conv weight", [first.weight], 1.0, decay),
+        _group("first conv bias", [first.bias], 2.0, 0.0),
+        _group("other weights", [m.weight for m in others], 1.0, decay),
+        _group("other biases", [m.bias for m in others], 2.0, 0.0),
+        _group("batch norm", [p for m in norms for p in (m.weight, m.bias)], 1.0, 0.0),
+        _group("classifier weight", [last.weight], head, decay),
+        _group("classifier bias", [last.bias], 2 * head, 0.0),
+    ]
+    grouped = {id(p) for group in groups for p in group["params"]}
+    groups.append(_group("everything else", [p for p in trained if id(p) not in grouped], 1.0, decay))
+    return [group for group in groups if group["params"]]
+
+
+def _group(name: str, parameters: Sequence[Tensor | None], factor: float, decay: float) -> dict[str, Any]:
+    trained = [p for p in parameters if p is not None and p.requires_grad]
+    return {"name": name, "params": trained, "factor": factor, "weight_decay": decay}
+
+
+def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """The torch optimiser over the model's trained parameters; `set_lr` gives it its rate at each step."""
+    groups = parameter_groups(model, optimizer)
+    if optimizer.kind == "adamw":
+        return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas)
+    return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its rate: lr times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]

@@ -1,0 +1,352 @@
+"""THE preprocessing object: which frames, what size, which colours, and the views of a test protocol.
+
+One frozen `Preprocess` serves training, testing, predicting and export, and travels with the weights.
+Pixels stay uint8 `[T, H, W, 3]` RGB until `normalize` turns a batch into the network's input.
+"""
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from marey.errors import UsageError
+from marey.video import sampling
+from marey.video.geometry import (
+    Box,
+    Crops,
+    Size,
+    area_crop,
+    crop_boxes,
+    random_crop,
+    scale_crop,
+    scaled,
+)
+from marey.video.sampling import Indices, OutOfBound, Rule
+from marey.video.transforms import Resize, color_jitter, crop_resize, resize
+from marey.video.views import Source
+from marey.video.views import TrainClip as TrainClip  # both are part of this module's interface
+from marey.video.views import Views as Views
+
+Sampling = Literal["clip", "segments", "dense", "untrimmed", "uniform"]
+TrainCrop = Literal["area", "multiscale5", "multiscale13", "random", "center"]
+Triple = tuple[float, float, float]
+
+DECODED_AT_ONCE = 64  # frames; 400 MB at 1920x1080
+
+
+class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which views of a video are scored; a view is one crop of one clip.
+
+    clips                clips per video ("clip" and "uniform" sampling; others have their own number)
+    crops                "center", "three" or "ten" squares
+    positions            windows of "dense" sampling, one clip each
+    twice                as many clips again at the beginnings of the parts ("clip" and "segments")
+    crop, short_side, frames, interval, sampling    where they differ from those of the Preprocess
+    """
+
+    clips: int = 1
+    crops: Crops = "center"
+    positions: int = 10
+    twice: bool = False
+    crop: int | None = None
+    short_side: int | None = None
+    frames: int | None = None
+    interval: int | None = None
+    sampling: Sampling | None = None
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A Protocol with everything filled in: what is really done, for samplers and for results."""
+
+    sampling: Sampling
+    frames: int
+    interval: int
+    clips: int
+    positions: int
+    twice: bool
+    short_side: int | None
+    crops: Crops
+    crop: int
+
+
+class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a video becomes what a network sees. A combination that makes no sense is a UsageError.
+
+    frames            frames the network sees at once (TSN, TSM: their segments)
+    interval          video frames from one of them to the next ("clip" and "untrimmed")
+    sampling          "clip": consecutive frames at the interval. "segments": one frame from each of `frames`
+                      equal parts. "uniform": the same by the 1.x rule of its own. "dense": at equal steps
+                      within a window of `sample_range` frames. "untrimmed": a clip every `clip_interval`
+                      frames, for tests only
+    rule              test positions of the 0.x or the 1.x generation; published accuracies belong to one
+    out_of_bound      what stands in for frames after the last: "loop" from the first, or "repeat_last"
+    target_fps        frames are taken as if the video had this rate ("clip", rule 1.x)
+    jitter            training: each frame moves on by an independent 0..interval-1
+    keep_tail         training: starts reach the very end of the video
+    short_side        frames are first resized to this short side; None: used as they are
+    train_short_side  training: the short side is drawn from lowest..highest instead
+    crop, train_crop  training: side of the square the network sees, and how it is cut: "area"
+                      (RandomResizedCrop), "multiscale5", "multiscale13" (with scales, scale_gap), "random",
+                      "center"
+    resize            "bilinear", or "opencv" for the exact bits of the published pipelines
+    flip              training: probability of a mirrored clip
+    flip_labels       pairs of classes that a mirror exchanges (see `mirror_label`)
+    color_jitter      training: strengths of brightness, contrast, saturation, hue; None: off
+    mean, std         of the channels, 0..255, in channel_order
+    val, test         protocols of validation and test
+    average           how view scores become one: mean of "prob"abilities, of logits ("score"), or "none"
+    """
+
+    frames: int = 8
+    interval: int = 1
+    sampling: Sampling = "clip"
+    rule: Rule = "0.x"
+    out_of_bound: OutOfBound = "loop"
+    target_fps: float | None = None
+    jitter: bool = False
+    keep_tail: bool = False
+    sample_range: int = 64
+    clip_interval: int = 16
+    short_side: int | None = 256
+    train_short_side: tuple[int, int] | None = None
+    crop: int = 224
+    train_crop: TrainCrop = "area"
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    scale_gap: int = 1
+    resize: Resize = "bilinear"
+    flip: float = 0.5
+    flip_labels: tuple[tuple[int, int], ...] = ()
+    color_jitter: tuple[float, float, float, float] | None = None
+    mean: Triple = (123.675, 116.28, 103.53)
+    std: Triple = (58.395, 57.12, 57.375)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    val: Protocol = Protocol()
+    test: Protocol = Protocol()
+    average: Literal["prob", "score", "none"] = "prob"
+
+    def __post_init__(self) -> None:
+        for text, wrong in _faults(self).items():
+            if wrong:
+                raise UsageError("PREPROCESS_INVALID", f"preprocessing: {text}")
+        self.plan(self.val)
+        self.plan(self.test)
+
+    def plan(self, protocol: Protocol) -> Plan:
+        """What a protocol comes to with this Preprocess; UsageError if the two do not go together."""
+        p = protocol
+        short = self.short_side if p.short_side is None else p.short_side
+        plan = Plan(
+            sampling=p.sampling or self.sampling,
+            frames=self.frames if p.frames is None else p.frames,
+            interval=self.interval if p.interval is None else p.interval,
+            clips=p.clips,
+            positions=p.positions,
+            twice=p.twice,
+            short_side=short,
+            crops=p.crops,
+            crop=self.crop if p.crop is None else p.crop,
+        )
+        how, crop, twice = plan.sampling, plan.crop, plan.twice
+        smallest = min(plan.clips, crop, plan.positions, plan.frames, plan.interval, short or 1)
+        resampled = self.target_fps is not None
+        faults = {
+            "clips, crop, positions, frames, interval and short_side must be at least 1": smallest < 1,
+            f"{how} sampling takes no clips": p.clips != 1 and how not in ("clip", "uniform"),
+            f"{how} sampling takes no interval": plan.interval != 1 and how not in ("clip", "untrimmed"),
+            f"{how} sampling cannot be twice": twice and how not in ("clip", "segments"),
+            "dense sampling needs sample_range >= frames": how == "dense" and self.sample_range < plan.frames,
+            "rule 1.x samples only single frames twice": (
+                twice and self.rule == "1.x" and how == "clip" and plan.frames > 1
+            ),
+            "target_fps needs clip sampling, not twice": resampled and (how != "clip" or twice),
+            f"three crops of {crop} do not cover a short side of {short}; make them equal": (
+                plan.crops == "three" and short is not None and crop != short
+            ),
+            f"a crop of {crop} does not fit into a short side of {short}": short is not None and crop > short,
+        }
+        for text, wrong in faults.items():
+            if wrong:
+                raise UsageError("PREPROCESS_INVALID", f"preprocessing, test protocol: {text}")
+        return plan
+
+    def span(self, fps: float | None = None) -> int:
+        """The fewest frames a video needs for no test clip to repeat one; fps is the video's own."""
+        if self.sampling in ("segments", "uniform"):
+            return self.frames + (self.sampling == "uniform")
+        if fps and self.target_fps:
+            return max(1, int(self.frames * self.interval * fps / self.target_fps))
+        interval = self.sample_range // self.frames if self.sampling == "dense" else self.interval
+        return (self.frames - 1) * interval + 1
+
+    def pick_train(self, n: int, rng: np.random.Generator, fps: float | None = None) -> Indices:
+        """Frame numbers of a random clip of a video of n >= 1 frames: int64 `[T]`, 0..n-1."""
+        length = self.frames
+        if self.sampling == "uniform":
+            return sampling.uniform_train(n, length=length, rng=rng).reshape(-1)
+        if self.sampling == "dense":
+            window = self.sample_range
+            step = window // length
+            return sampling.dense_train(
+                n, length=length, interval=step, sample_range=window, rng=rng
+            ).reshape(-1)
+        if self.sampling == "untrimmed":
+            raise UsageError("PREPROCESS_INVALID", "untrimmed sampling has no random clips to train on")
+        segments = self.sampling == "segments"
+        return sampling.clip_train(
+            n,
+            length=1 if segments else length,
+            clips=length if segments else 1,
+            interval=self.interval,
+            rng=rng,
+            keep_tail=self.keep_tail,
+            jitter=self.jitter,
+            out_of_bound=self.out_of_bound,
+            fps=fps,
+            target_fps=self.target_fps,
+        ).reshape(-1)
+
+    def pick_test(self, n: int, protocol: Protocol, fps: float | None = None) -> Indices:
+        """Frame numbers of a protocol's clips of a video of n >= 1 frames: int64 `[K, T]`, 0..n-1."""
+        plan = self.plan(protocol)
+        length = plan.frames
+        if plan.sampling == "uniform":
+            return sampling.uniform_test(n, length=length, clips=plan.clips)
+        if plan.sampling == "dense":
+            window, positions = self.sample_range, plan.positions
+            step = window // length
+            return sampling.dense_test(
+                n, length=length, interval=step, sample_range=window, positions=positions
+            )
+        if plan.sampling == "untrimmed":
+            return sampling.untrimmed(n, length=length, every=self.clip_interval, interval=plan.interval)
+        segments = plan.sampling == "segments"
+        return sampling.clip_test(
+            n,
+            length=1 if segments else length,
+            clips=length if segments else plan.clips,
+            interval=plan.interval,
+            twice=plan.twice,
+            rule=self.rule,
+            out_of_bound=self.out_of_bound,
+            fps=fps,
+            target_fps=self.target_fps,
+        ).reshape(-1, length)
+
+    def train(self, video: Source, rng: np.random.Generator, within: range | None = None) -> TrainClip:
+        """A random clip, cut at random; `within` limits it to some of the video's frames.
+
+        All draws come from `rng`. Only the frames of the clip are decoded, each once.
+        """
+        part = np.arange(len(video)) if within is None else np.array(within)
+        index = part[self.pick_train(len(part), rng, video.fps)]
+        numbers, place = np.unique(index, return_inverse=True)
+        frames = video.frames(numbers)
+        size, box = self._draw_box((frames.shape[2], frames.shape[1]), rng)
+        frames = crop_resize(frames, size, box, (self.crop, self.crop), self.resize)
+        if self.color_jitter:
+            frames = color_jitter(frames, rng, self.color_jitter)
+        return TrainClip(frames.index_select(0, torch.from_numpy(place)), bool(rng.random() < self.flip))
+
+    def views(self, video: Source, protocol: Protocol, within: range | None = None) -> Views:
+        """The views of a protocol; `within` limits them to some of the video's frames.
+
+        Every frame that is needed is decoded and resized once, however many clips and crops hold it; they are
+        asked for in ascending order, some at a time, so that full-size frames of a whole video fit in memory.
+        """
+        plan = self.plan(protocol)
+        part = np.arange(len(video)) if within is None else np.array(within)
+        index = part[self.pick_test(len(part), protocol, video.fps)]
+        numbers, place = np.unique(index, return_inverse=True)
+        pieces: list[Tensor] = []
+        for first in range(0, len(numbers), DECODED_AT_ONCE):
+            frames = video.frames(numbers[first : first + DECODED_AT_ONCE])
+            size = (frames.shape[2], frames.shape[1])
+            size = scaled(size, plan.short_side / min(size)) if plan.short_side else size
+            boxes, mirror = crop_boxes(plan.crops, size, plan.crop)
+            left, top = boxes[:, :2].min(axis=0).tolist()
+            right, bottom = boxes[:, 2:].max(axis=0).tolist()
+            pieces.append(
+                resize(frames, size, self.resize, (left, top, right, bottom))
+            )  # what some crop shows
+        moved = boxes - [left, top, left, top]
+        return Views(torch.cat(pieces), place.reshape(index.shape), moved, mirror, numbers)
+
+    def mirror_label(self, label: int) -> int:
+        """The class that a mirrored clip of class `label` shows."""
+        both = {a: b for pair in self.flip_labels for a, b in (pair, pair[::-1])}
+        return both.get(label, label)
+
+    def _draw_box(self, size: Size, rng: np.random.Generator) -> tuple[Size, Box]:
+        """Size that frames are resized to, and the box of it that is cut."""
+        short = self.short_side
+        if self.train_short_side:
+            short = int(rng.integers(*self.train_short_side, endpoint=True))
+        size = scaled(size, short / min(size)) if short else size
+        if self.train_crop == "area":
+            return size, area_crop(size, rng)
+        if self.train_crop == "random":
+            return size, random_crop(size, self.crop, rng)
+        if self.train_crop == "center":
+            left, top, right, bottom = crop_boxes("center", size, self.crop)[0][0].tolist()
+            return size, (left, top, right, bottom)
+        points: Literal[5, 13] = 5 if self.train_crop == "multiscale5" else 13
+        return size, scale_crop(size, self.crop, rng, scales=self.scales, gap=self.scale_gap, points=points)
+
+
+def normalize(batch: Tensor, preprocess: Preprocess, mirrored: Tensor | None = None) -> Tensor:
+    """The network's input: (pixel - mean) / std, float32 `[B, 3, T, H, W]`, channels_last_3d.
+
+    batch     uint8 `[B, T, H, W, 3]` RGB, on the device where the work is to be done; it is not changed
+    mirrored  bool `[B]`, which clips are mirrored left to right
+    """
+    if mirrored is not None and mirrored.any():
+        rows = mirrored.nonzero().flatten().to(batch.device)
+        batch = batch.index_copy(0, rows, batch[rows].flip(3))
+    if preprocess.channel_order == "bgr":
+        batch = batch.flip(4)
+    lines = batch.reshape(*batch.shape[:3], -1).float()  # along whole lines: an axis of three is slow
+    mean = torch.tensor(preprocess.mean, device=batch.device).repeat(batch.shape[3])
+    std = torch.tensor(preprocess.std, device=batch.device).repeat(batch.shape[3])
+    return lines.sub_(mean).div_(std).view(batch.shape).permute(0, 4, 1, 2, 3)
+
+
+def _faults(p: Preprocess) -> dict[str, bool]:
+    """What can be wrong with the fields for training, and whether it is."""
+    clip, stepped = p.sampling == "clip", p.sampling in ("clip", "untrimmed")
+    lowest, highest = p.train_short_side or (p.short_side, p.short_side)
+    paired = [label for pair in p.flip_labels for label in pair]
+    return {
+        "frames, interval, sample_range and clip_interval must be at least 1": (
+            min(p.frames, p.interval, p.sample_range, p.clip_interval) < 1
+        ),
+        f"{p.sampling} sampling takes no interval": p.interval != 1 and not stepped,
+        "target_fps must be above 0": p.target_fps is not None and not p.target_fps > 0,
+        "target_fps needs clip sampling by rule 1.x": (
+            p.target_fps is not None and (not clip or p.rule == "0.x")
+        ),
+        "jitter needs clip sampling with an interval above 1": p.jitter and (p.interval == 1 or not clip),
+        "repeat_last needs clip or segments sampling": (
+            p.out_of_bound == "repeat_last" and p.sampling not in ("clip", "segments")
+        ),
+        "keep_tail needs clip or segments sampling": p.keep_tail and p.sampling not in ("clip", "segments"),
+        "dense sampling needs sample_range >= frames": p.sampling == "dense" and p.sample_range < p.frames,
+        "crop and short_side must be at least 1": min(p.crop, lowest or 1) < 1,
+        "train_short_side must be (lowest, highest)": lowest is not None
+        and highest is not None
+        and lowest > highest,
+        f"train_crop {p.train_crop} of {p.crop} does not fit into a short side of {lowest}": (
+            p.train_crop in ("random", "center") and lowest is not None and p.crop > lowest
+        ),
+        "scales must lie in 0..1 and scale_gap not below 0": (
+            not p.scales or not all(0 < s <= 1 for s in p.scales) or p.scale_gap < 0
+        ),
+        "flip must lie in 0..1": not 0 <= p.flip <= 1,
+        "flip_labels must name each class once": len(set(paired)) < len(paired) or min(paired, default=0) < 0,
+        "flip_labels have no effect while flip is 0": bool(paired) and p.flip == 0,
+        "color_jitter must not be below 0, nor its hue above 0.5": (
+            p.color_jitter is not None and (min(p.color_jitter) < 0 or p.color_jitter[3] > 0.5)
+        ),
+        "std must be above 0": not min(p.std) > 0,
+    }

@@ -1,0 +1,249 @@
+"""A file, or a folder of pictures, becomes a Video: measured length, real time stamps, exact upright frames.
+
+    with read_video("clip.mp4") as video:
+        clip = video.frames([0, 8, 16, 24])        # uint8 [4, H, W, 3], RGB
+
+A file is opened once and every access goes through that: no name, link or play list inside it is followed.
+What was repaired, left out or assumed is in `Video.notes`:
+
+    MEDIA_TRUNCATED      the file ends before its headers say; what can be decoded is there
+    FRAMES_DAMAGED       frames that the decoder flags, or that give no picture and show the one before
+    FRAMES_UNDECODABLE   coded frames that are not among the video's, such as those before the first key frame
+    FRAMES_MISSING       numbers left out in a folder of frames
+    TIMESTAMPS_REPAIRED  missing, repeated or backward time stamps got values between their neighbours
+    SIZE_CHANGED         frames of another size were resized to that of the first
+    SAMPLE_ASPECT, INTERLACED, HDR, ALPHA_DROPPED, VIDEO_STREAMS, FPS_ASSUMED, DECODER_CHANGED   see their texts
+
+Errors are MediaError with these codes: NOT_FOUND, NO_ACCESS, NOT_MEDIA, NO_VIDEO, NOT_DECODABLE, LIMIT_EXCEEDED,
+MEDIA_TIMEOUT, MEDIA_CHANGED, FRAME_RANGE.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from marey.errors import MediaError, UsageError
+from marey.video.decoders import (
+    Decoder,
+    DecoderName,
+    PyAVDecoder,
+    decoder_choice,
+    open_decoder,
+    reopen_file,
+    suits_torchcodec,
+)
+from marey.video.folder import FolderDecoder, scan_folder
+from marey.video.limits import Limits, Note, exceeded
+from marey.video.sniff import open_media
+
+__all__ = ["Limits", "Note", "Video", "decoder_choice", "read_video"]
+
+FOLDER_FPS = 25.0  # FFmpeg's assumption for numbered pictures
+ROUNDING = 1e-6  # seconds; times computed by users may be this much off
+
+_left_behind: list[Decoder] = []  # of a parent process: their memory is shared, so they are never freed here
+
+
+class Video:
+    """A readable video; made by `read_video`.
+
+    path        as it was named
+    size        (width, height) of the frames, in pixels, as displayed
+    timestamps  float64 [N], seconds, ascending: when each frame is shown, by the file's clock
+    seconds     duration, from the first frame's beginning to the last one's end
+    fps         frames per second between the first and the last frame
+
+    A Video may be used after a fork and pickled: the process that uses it opens the file itself. Used after
+    `close`, it opens the file again.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        size: tuple[int, int],
+        timestamps: npt.NDArray[np.float64],
+        last: float,
+        notes: tuple[Note, ...],
+        limits: Limits,
+        reopen: Callable[[], Decoder],
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.path, self.size, self.timestamps, self.limits = path, size, timestamps, limits
+        between = float(timestamps[-1] - timestamps[0])
+        self.seconds = between + last
+        self.fps = (len(timestamps) - 1) / between if between > 0 else 1 / last
+        self._notes, self._reopen, self._decoder = notes, reopen, decoder
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def __repr__(self) -> str:
+        return (
+            f"Video({self.path!r}, {len(self)} frames of {self.size[0]} x {self.size[1]}, {self.seconds:g} s)"
+        )
+
+    @property
+    def decoder(self) -> str:
+        """What decodes this file: "pyav", "torchcodec" or "pillow"; `decoder_choice` gives the reason."""
+        return self._open_here().name
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was repaired, left out or assumed, as far as the frames read so far show."""
+        found = self._decoder.notes if self._decoder else ()
+        return tuple({note.code: note for note in self._notes + found}.values())
+
+    def frames(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Tensor:
+        """The frames of these numbers, in this order, repeats allowed: uint8 [T, H, W, 3], RGB.
+
+        Decodes from the key frame at or before each, every frame at most once. Raises FRAME_RANGE,
+        LIMIT_EXCEEDED (bytes), MEDIA_TIMEOUT, MEDIA_CHANGED (the file was written to) and NOT_DECODABLE.
+        """
+        wanted = np.asarray(indices)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise UsageError(
+                "FRAME_RANGE", f"frames are asked for by a list of whole numbers, not {indices!r}"
+            )
+        width, height = self.size
+        if not wanted.size:
+            return torch.empty((0, height, width, 3), dtype=torch.uint8)
+        if wanted.min() < 0 or wanted.max() >= len(self):
+            wrong = wanted.min() if wanted.min() < 0 else wanted.max()
+            raise MediaError(
+                "FRAME_RANGE", f"{self.path!r} has no frame {wrong}; its frames are 0 to {len(self) - 1}"
+            )
+        if wanted.size * width * height * 3 > self.limits.bytes:
+            what = f": {wanted.size} frames take {wanted.size * width * height * 3:,} bytes"
+            raise exceeded(self.path, what, "bytes", self.limits.bytes)
+        try:
+            return self._open_here().read(wanted.astype(np.int64))
+        except BaseException:  # a decoder stopped midway is no longer where it says
+            self.close()
+            raise
+
+    def at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+        """Numbers of the frames shown at these times, int64 of the same shape; the first frame for times before
+        it, the last for times after it. Times are by the clock of `timestamps`."""
+        places = np.searchsorted(self.timestamps, np.asarray(seconds) + ROUNDING, side="right") - 1
+        return np.clip(places, 0, len(self) - 1).astype(np.int64)
+
+    def close(self) -> None:
+        """Frees the decoder and the file."""
+        decoder, self._decoder = self._decoder, None
+        if decoder is None:
+            return
+        self._notes += decoder.notes  # of several of a code the latest counts
+        if self._process == os.getpid():
+            decoder.close()
+        else:
+            _left_behind.append(decoder)
+
+    def _open_here(self) -> Decoder:
+        """The decoder of this process."""
+        if self._process != os.getpid():
+            self.close()
+        if self._decoder is None:
+            self._decoder, self._process = self._reopen(), os.getpid()
+        return self._decoder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_decoder", None) is not None:
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decoder": None, "_notes": self.notes}
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    template: str | None = None,
+    start: int | None = None,
+    fps: float | None = None,
+    decoder: DecoderName = "auto",
+    upright: bool = True,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    thorough: bool = False,
+    threads: int = 1,
+) -> Video:
+    """Opens a video file, or a folder of numbered pictures, and measures it.
+
+    template  for a folder: file names such as "img_{:05}.jpg"; None where the folder has one series of pictures.
+              Numbers may start anywhere and be padded in any way
+    start     for a folder: the number of frame 0; None: the lowest
+    fps       for a folder: frames per second; None: 25, noted
+    decoder   "auto": as the environment's MAREY_DECODER says, else torchcodec where it loads, else PyAV. Files of
+              which torchcodec would give other frames are always read by PyAV
+    upright   turn and mirror frames as the file's metadata say; False: as stored
+    limits    see `Limits`
+    thorough  decode the whole file once, by PyAV, so that damaged frames are counted in `notes`
+    threads   for decoding
+
+    Stored pixels are kept: no scaling by the sample aspect ratio, no deinterlacing, no tone mapping of HDR,
+    transparency dropped. Of several video streams the default one is read. The errors are listed above.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return _read_folder(path, template, start, fps, upright, limits, thorough)
+    name, _ = decoder_choice(decoder)
+    file = open_media(path, limits)
+    try:
+        opened: Decoder = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
+        index = opened.index
+        if thorough or not suits_torchcodec(file.kind, index):
+            name = "pyav"
+        reopen = functools.partial(
+            reopen_file, path, file.stamp, limits, index, name, upright=upright, threads=threads
+        )
+        if name == "torchcodec":
+            opened = open_decoder(opened.detach(), limits, index, name, upright=upright, threads=threads)
+    except BaseException:
+        file.raw.close()
+        raise
+    picture = index.picture
+    size = (picture.height, picture.width) if upright and picture.turn[0] else (picture.width, picture.height)
+    return Video(path, size, index.seconds, index.last, index.notes, limits, reopen, opened)
+
+
+def _read_folder(
+    path: str,
+    template: str | None,
+    start: int | None,
+    fps: float | None,
+    upright: bool,
+    limits: Limits,
+    thorough: bool,
+) -> Video:
+    """A folder of pictures as a Video."""
+    if fps is not None and not fps > 0:
+        raise UsageError("FPS", f"fps must be above 0, not {fps}")
+    folder = scan_folder(path, template, start, limits, upright)
+    reopen = functools.partial(FolderDecoder, path, folder, limits, upright)
+    decoder = reopen()
+    if thorough:
+        decoder.check_all()
+    notes = folder.notes
+    if fps is None:
+        notes += (
+            Note("FPS_ASSUMED", f"a folder has no frame rate; {FOLDER_FPS:g} frames per second are assumed"),
+        )
+    rate = fps or FOLDER_FPS
+    return Video(
+        path, folder.size, np.arange(len(folder.names)) / rate, 1 / rate, notes, limits, reopen, decoder
+    )

@@ -1,0 +1,245 @@
+"""Which container a file is, told from its own bytes, and opening it without following where it points.
+
+Only the containers listed here are read. FFmpeg is handed the open file and the one demuxer that belongs to
+the container, so that neither a name nor a content (play lists, scripts) can make it open anything else.
+What the outermost headers promise is read here too: it names a file that was cut short, and refuses an MP4
+whose few bytes promise so many frames that listing them would fill the memory.
+"""
+
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from marey.errors import MediaError
+from marey.video.limits import Limits, exceeded
+
+# FFmpeg's demuxer -> how its files begin; from the formats' specifications
+_BEGINNINGS = {
+    "mp4": rb".{4}(?:ftyp|moov|mdat|moof|styp|sidx|wide|free|skip|pnot|uuid)",  # ISO/IEC 14496-12, QuickTime
+    "matroska": rb"\x1aE\xdf\xa3",
+    "avi": rb"RIFF.{4}AVI[ X\x19]",
+    "mpeg": rb"\0\0\x01\xba",
+    "flv": rb"FLV\x01",
+    "ogg": rb"OggS",
+    "asf": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11",
+    "gif": rb"GIF8[79]a",
+    "mxf": rb"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01[\x02-\x04]",
+    "ivf": rb"DKIF",
+    "nut": rb"nut/multimedia container\0",
+    "yuv4mpegpipe": rb"YUV4MPEG2 ",
+    "mpegvideo": rb"\0\0\x01\xb3",
+    "m4v": rb"\0\0\x01\xb0",
+    "h264": rb"\0?\0\0\x01[\x09\x27\x47\x67]",  # access unit delimiter or sequence parameter set
+    "hevc": rb"\0?\0\0\x01[\x40\x42\x46]\x01",
+}
+_CONTAINER = re.compile(
+    b"|".join(b"(?P<%s>%s)" % (name.encode(), rule) for name, rule in _BEGINNINGS.items()), re.DOTALL
+)
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"mif1", b"avif")
+_OTHERS = (
+    (
+        rb"\s*(?:ffconcat |#EXTM3U|(?:<\?xml.{,200}?>.{,2000}?)?<(?:\w+:)?MPD|v=0\r?\n|\[playlist\])",
+        "is a play list, which names other files or addresses; give the media files themselves",
+    ),
+    (
+        rb"ID3|fLaC|RIFF.{4}WAVE|FORM.{4}AIF|\xff[\xe2-\xff][\x10-\xfe]|#!AMR|MThd",
+        "is an audio file; give a video",
+    ),
+    (
+        rb"\xff\xd8\xff|\x89PNG|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*",
+        "is a still image; give a video, or the folder of all frames",
+    ),
+    (
+        rb"\s*(?:<|\{|\[|[\x20-\x7e\s]{64})",
+        "is text, perhaps an error page in place of the download; fetch it again",
+    ),
+)
+_HOLD_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
+_MOST_BOXES = 1_000_000  # ten hours recorded in one-second fragments have 300,000
+
+
+@dataclass
+class MediaFile:
+    """An open regular file.
+
+    path     as the user named it
+    raw      the file, unbuffered; handed to the decoders
+    kind     FFmpeg's demuxer for it
+    stamp    (size in bytes, time of last change) when it was opened
+    end      where it ends according to its headers, in bytes; 0 where they do not say
+    indexed  False for an MP4 without its index (`moov`)
+    """
+
+    path: str
+    raw: io.FileIO
+    kind: str
+    stamp: tuple[int, int]
+    end: int = 0
+    indexed: bool = True
+
+    def check_unchanged(self) -> None:
+        """Raises MEDIA_CHANGED where the file was written to since it was opened; removed or replaced is fine."""
+        status = os.fstat(self.raw.fileno())
+        if (status.st_size, status.st_mtime_ns) != self.stamp:
+            raise changed(self.path)
+
+
+def open_media(path: str, limits: Limits) -> MediaFile:
+    """Opens a video file, without waiting on pipes and devices.
+
+    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or none of the
+    containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
+    """
+    try:  # without O_NONBLOCK, opening a pipe waits for its writer
+        raw = io.FileIO(
+            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        )
+    except FileNotFoundError as error:
+        what = "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
+        raise MediaError("NOT_FOUND", f"{path!r} {what}; check the name") from error
+    except (OSError, ValueError) as error:
+        raise no_access(path, error) from error
+    try:
+        status = os.fstat(raw.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError(
+                "NOT_MEDIA", f"{path!r} is not a regular file; copy what it gives into a file first"
+            )
+        kind = kind_of(raw.read(4096), path)
+        file = MediaFile(path, raw, kind, (status.st_size, status.st_mtime_ns))
+        _read_headers(file, limits)
+        return file
+    except OSError as error:
+        raw.close()
+        raise no_access(path, error) from error
+    except BaseException:
+        raw.close()
+        raise
+
+
+def no_access(path: str, error: OSError | ValueError) -> MediaError:
+    """The error for a file that the system does not let us read."""
+    reason = getattr(error, "strerror", None) or error
+    return MediaError("NO_ACCESS", f"{path!r} cannot be read: {reason}; check its permissions and its disk")
+
+
+def changed(path: str) -> MediaError:
+    """The error for a file that is no longer what it was."""
+    return MediaError(
+        "MEDIA_CHANGED", f"{path!r} changed while it was read; open it again when it is complete"
+    )
+
+
+def kind_of(head: bytes, path: str) -> str:
+    """FFmpeg's demuxer for a file that begins with `head`; raises NOT_MEDIA, or NO_VIDEO for audio files."""
+    if match := _CONTAINER.match(head):
+        if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
+            raise MediaError("NOT_MEDIA", f"{path!r} is a still image; give a video")
+        return str(match.lastgroup)
+    if _is_transport_stream(head):
+        return "mpegts"
+    if not head:
+        raise MediaError("NOT_MEDIA", f"{path!r} is empty; fetch or record it again")
+    for rule, what in _OTHERS:
+        if re.match(rule, head, re.DOTALL):
+            raise MediaError("NO_VIDEO" if "audio" in what else "NOT_MEDIA", f"{path!r} {what}")
+    raise MediaError(
+        "NOT_MEDIA",
+        f"{path!r} begins like no video container that is read here; convert it to MP4 or Matroska",
+    )
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """A sync byte every 188 bytes (192 and 204 with time or parity), also where the file begins inside a packet."""
+    for size in (188, 192, 204):
+        for start in range(min(size, len(head) - 2 * size)):
+            if set(head[start : start + 8 * size : size]) == {0x47}:
+                return True
+    return False
+
+
+def _read_headers(file: MediaFile, limits: Limits) -> None:
+    """Fills in what the headers say of the file's end and index."""
+    if file.kind == "mp4":
+        _read_mp4(file, limits)
+    elif file.kind == "avi":
+        file.end = _riff_end(file.raw, file.stamp[0])
+    elif file.kind == "matroska":
+        file.raw.seek(0)
+        file.end = _segment_end(file.raw.read(512))
+
+
+def _read_mp4(file: MediaFile, limits: Limits) -> None:
+    """Walks the boxes; frame tables are counted, not read (their fields: ISO/IEC 14496-12, 8.4.3, 8.7.3, 8.8.8)."""
+    raw, picture, in_fragments = file.raw, False, 0
+    file.indexed = False
+    for kind, start, end in _boxes(file):
+        if kind in (b"moov", b"mdat", b"moof"):
+            file.indexed |= kind != b"mdat"
+            file.end = max(file.end, end)
+        elif kind in (b"hdlr", b"stsz", b"stz2", b"trun"):
+            raw.seek(start)
+            fields = raw.read(12)
+            count = int.from_bytes(fields[8:12])
+            if kind == b"hdlr":
+                picture = fields[8:12] == b"vide"
+            elif kind == b"trun":
+                in_fragments += int.from_bytes(fields[4:8])
+            elif picture and count > limits.frames:
+                raise exceeded(file.path, f"has {count:,} frames", "frames", limits.frames)
+    if in_fragments > 16 * limits.frames:  # these count sound too
+        raise exceeded(file.path, f"has {in_fragments:,} samples", "frames", 16 * limits.frames)
+
+
+def _boxes(file: MediaFile) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start of content, end) of every box of an MP4, outer before inner; a cut box ends beyond the file."""
+    place, ends = 0, [file.stamp[0]]
+    for _ in range(_MOST_BOXES):
+        while ends and place + 8 > ends[-1]:
+            place = ends.pop()
+        if not ends:
+            return
+        file.raw.seek(place)
+        head = file.raw.read(16)
+        size, kind, content = int.from_bytes(head[:4]), head[4:8], place + 8
+        if size == 1:  # the length follows in 64 bits
+            size, content = int.from_bytes(head[8:16]), place + 16
+        elif size == 0:  # up to the end
+            size = ends[-1] - place
+        if place + size < content:
+            return  # nonsense: FFmpeg will judge it
+        yield kind, content, place + size
+        if kind in _HOLD_BOXES:
+            ends.append(min(place + size, ends[-1]))
+            place = content
+        else:
+            place += size
+    raise exceeded(file.path, f"has over {_MOST_BOXES:,} boxes", "frames", _MOST_BOXES)
+
+
+def _riff_end(raw: io.FileIO, size: int) -> int:
+    """Where the last RIFF chunk of an AVI ends; large files have several."""
+    end = 0
+    while end + 8 <= size:
+        raw.seek(end)
+        head = raw.read(8)
+        length = int.from_bytes(head[4:8], "little")
+        if head[:4] != b"RIFF" or length in (0, 0xFFFFFFFF):  # written to a pipe
+            break
+        end += 8 + length + length % 2
+    return end if end > size + 1 else 0
+
+
+def _segment_end(head: bytes) -> int:
+    """Where a Matroska segment ends (RFC 9559): after its identifier stands a length with as many leading zero
+    bits as it has bytes beyond one; all other bits 1 mean unknown."""
+    place = head.find(b"\x18\x53\x80\x67") + 4
+    if place < 4 or place >= len(head) or head[place] == 0:
+        return 0
+    width = 9 - head[place].bit_length()
+    unknown = (1 << 7 * width) - 1
+    length = int.from_bytes(head[place : place + width]) & unknown
+    return 0 if length == unknown else place + width + length

@@ -1,0 +1,74 @@
+"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM and SlowOnly, with or without non-local blocks.
+
+Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
+weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
+around the block that a non-local block follows in TSM. The first two change what a network computes but not
+which tensors it holds, so they are compared with the model.
+"""
+
+from collections.abc import Collection
+
+from torch import nn
+
+from marey.errors import WeightsError
+from marey.models.tsm import TimeShift
+from marey.weights.names import Match, match, table
+
+SIGNS = {"backbone.conv1.conv.weight", "conv1.conv.weight"}  # the second where a backbone was saved alone
+HEAD = "cls_head.fc_cls.weight"
+MAY_LACK: tuple[str, ...] = ()
+
+TABLE = table("""
+    [backbone.]conv1.{u}.{p}                                          stem.{u}.{p}
+    [backbone.]layer{s}[.net].{b}[.block].conv{i}.{u}.{p}             stage{s}.{b}.conv{i}.{u}.{p}
+    [backbone.]layer{s}[.net].{b}[.block].conv1.conv.net.{p}          stage{s}.{b}.conv1.conv.{p}    shifted
+    [backbone.]layer{s}[.net].{b}[.block].downsample.{u}.{p}          stage{s}.{b}.shortcut.{u}.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.g[.0].conv.{p}      stage{s}.{b}.non_local.g.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.phi[.0].conv.{p}    stage{s}.{b}.non_local.phi.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.theta.conv.{p}      stage{s}.{b}.non_local.theta.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.conv_out.{u}.{p}    stage{s}.{b}.non_local.out.{u}.{p}
+    cls_head.fc_cls.{p}                                               head.{p}
+    data_preprocessor.{p}                                             -     normalisation, part of Preprocess
+""")
+
+
+def translate(names: Collection[str], model: nn.Module) -> Match:
+    """Our names for the file's; raises WEIGHTS_MISMATCH where file and model are different networks."""
+    found = match(TABLE, names)
+    shifted, non_local = set(), set()
+    for name, module in model.named_modules():
+        if isinstance(module, TimeShift):
+            shifted.add(name.removesuffix(".shift") + ".conv.weight")
+        if name.endswith(".non_local"):
+            non_local.add(name)
+    in_file = {
+        ours.partition(".non_local.")[0] + ".non_local" for ours in found.filled if ".non_local." in ours
+    }
+    pooled = {"stage2"} if any(".layer2.net." in f".{name}" for name in names) else set()
+    for what, theirs, ours, advice in (
+        (
+            "sees shifted frames",
+            set(found.marks),
+            shifted,
+            "TSM files go into tsm_* models of their depth, TSN "
+            "files into tsn_*, 2D ImageNet files into both",
+        ),
+        (
+            "sees half of the frames",
+            pooled,
+            {"stage2"} if getattr(model, "temporal_pool", False) else set(),
+            "create the model with temporal_pool=... to suit",
+        ),
+        ("is a non-local block", in_file, non_local, "create the model with non_local=... to suit"),
+    ):
+        if theirs != ours:
+            raise WeightsError(
+                "WEIGHTS_MISMATCH",
+                f"what {what} differs: {_some(theirs)} in the file, {_some(ours)} in the network; {advice}",
+            )
+    return found
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:2])
+    return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown or "nothing"

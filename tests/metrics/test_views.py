@@ -1,0 +1,46 @@
+"""Averages over views against published numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from marey.errors import MareyError
+from marey.metrics.views import average_views
+
+ORACLE = json.loads((Path(__file__).parent / "oracles" / "metrics.json").read_text())["average_clips"]
+
+
+def drawn():
+    """Logits of two videos of three views: what the oracle drew after its other numbers."""
+    rng = np.random.RandomState(7)
+    for top in (16, 20):
+        rng.rand(60, 20)
+        rng.randint(0, top, 60)
+    rng.rand(60, 20)
+    rng.rand(60, 20)
+    return torch.from_numpy(rng.standard_normal((6, 5)).astype(np.float32))
+
+
+@pytest.mark.parametrize("how", ["prob", "score"])
+def test_averages_are_the_published_ones(how):
+    logits = drawn()
+    got = torch.cat([average_views(logits[:3], how), average_views(logits[3:], how)])
+    np.testing.assert_allclose(got.numpy(), ORACLE[how], atol=1e-7)
+
+
+def test_with_several_labels_each_class_has_a_probability_of_its_own():
+    expected = (1 / (1 + np.exp(-drawn().double().numpy()))).mean(0)
+    np.testing.assert_allclose(average_views(drawn(), multi_label=True).numpy(), expected, atol=1e-6)
+
+
+def test_none_keeps_every_view():
+    assert torch.equal(average_views(drawn(), "none"), drawn())
+
+
+def test_what_cannot_be_averaged_is_refused():
+    for logits, how in ((torch.zeros(5), "prob"), (torch.zeros(0, 5), "score"), (torch.zeros(2, 5), "probs")):
+        with pytest.raises(MareyError):
+            average_views(logits, how)

@@ -1,0 +1,153 @@
+"""Recipes: every one resolves, wrong keys and values are refused with the nearest name, nothing is idle."""
+
+import ast
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from marey.weights.create import create_model
+
+import marey
+from marey.errors import UsageError
+from marey.recipes import schema
+from marey.recipes.catalog import describe_recipe, list_recipes, load_recipe, override
+from marey.recipes.schema import Recipe
+from marey.training.optim import Optimizer, Schedule
+from marey.video.preprocess import Preprocess, Protocol
+
+SOURCE = Path(marey.__file__).parent
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_resolves_survives_json_and_builds_its_network(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert describe_recipe(name).endswith(".") or describe_recipe(name)
+    assert msgspec.json.decode(msgspec.json.encode(recipe), type=Recipe) == recipe
+    with torch.device("meta"):
+        model = create_model(recipe.model.name, recipe.model.num_classes or 7, **recipe.model.options)
+    frames, side = recipe.clips.frames, recipe.clips.crop
+    with torch.device("meta"):
+        logits = model(torch.empty(1, 3, frames, side, side))
+    assert logits.shape == (1, recipe.model.num_classes or 7)
+
+
+def test_the_published_part_of_a_name_will_do():
+    full = load_recipe("tsm.tsm_r50_1x1x8_50e_kinetics400_rgb")
+    assert load_recipe("tsm_r50_1x1x8_50e_kinetics400_rgb") == full
+    assert "tsm.tsm_r50_1x1x8_50e_kinetics400_rgb" in list_recipes("tsm*")
+
+
+def test_published_figures_are_those_of_the_release():
+    """Table of open-mmlab/mmaction2@v0.24.1: TSN 70.60 / 89.26, TSM 70.24 / 89.56, SlowOnly 72.76 / 90.51."""
+    expected = {
+        "tsn_r50_1x1x3_100e_kinetics400_rgb": (0.7060, 0.8926),
+        "tsm_r50_1x1x8_50e_kinetics400_rgb": (0.7024, 0.8956),
+        "slowonly_r50_4x16x1_256e_kinetics400_rgb": (0.7276, 0.9051),
+        "slowonly_r50_8x8x1_256e_kinetics400_rgb": (0.7442, 0.9149),
+    }
+    for name, (top1, top5) in expected.items():
+        assert load_recipe(name).published.metrics == {"top1": top1, "top5": top5}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("training.epoch=3", "training.epochs"),
+        ("epochs=3", "training.epochs"),
+        ("training.optimiser.lr=1", "training.optimizer"),
+        ("clips.test.crop_size=3", "clips.test.crop"),
+        ("data.trian=x", "data.train"),
+    ],
+)
+def test_an_unknown_key_names_its_nearest(wrong, nearest):
+    with pytest.raises(UsageError, match=nearest.replace(".", r"\.")) as error:
+        load_recipe("finetune", [wrong])
+    assert error.value.code == "UNKNOWN_KEY"
+    assert error.value.exit_code == 2
+
+
+def test_an_unknown_recipe_names_its_nearest():
+    with pytest.raises(UsageError, match="tsm_r50_1x1x8_50e_kinetics400_rgb"):
+        load_recipe("tsm_r50_1x1x8_50e_kinetics_rgb")
+    with pytest.raises(UsageError, match=r"tsn\.tsn_r50"):
+        load_recipe("tsn.tsn_r50")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "training.epochs=many",
+        "training.epochs=0",
+        "clips.flip=2",
+        "clips.sampling=sometimes",
+        "training.optimizer.lr=-1",
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_runs(wrong):
+    with pytest.raises(UsageError, match=wrong.partition("=")[0].rpartition(".")[2]) as error:
+        load_recipe("finetune", [wrong])
+    assert error.value.exit_code == 2
+
+
+def test_a_setting_without_a_value_is_refused():
+    with pytest.raises(UsageError, match="key=value"):
+        load_recipe("finetune", ["training.epochs"])
+
+
+def test_values_are_json_or_plain_text():
+    recipe = load_recipe(
+        "finetune",
+        [
+            "data.train=my list.csv",
+            "clips.mean=[1,2,3]",
+            "model.options.width=16",
+            "data.multi_label=true",
+            "data.root=null",
+        ],
+    )
+    assert recipe.data.train == "my list.csv"
+    assert recipe.clips.mean == (1.0, 2.0, 3.0)
+    assert recipe.model.options == {"width": 16}
+    assert recipe.data.multi_label is True
+    assert recipe.data.root is None
+
+
+def test_overriding_changes_a_copy():
+    recipe = load_recipe("finetune")
+    assert override(recipe, {"training.epochs": 3}).training.epochs == 3
+    assert load_recipe("finetune") == recipe
+
+
+def test_a_saved_recipe_is_a_recipe(tmp_path):
+    file = tmp_path / "recipe.json"
+    recipe = load_recipe("finetune", {"training.epochs": 3})
+    file.write_bytes(msgspec.json.encode(recipe))
+    assert load_recipe(file) == recipe
+    assert load_recipe(str(file), ["training.epochs=4"]).training.epochs == 4
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": 3}', '{"nme": "x"}'])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, text):
+    file = tmp_path / "recipe.json"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=r"recipe\.json"):
+        load_recipe(file)
+    with pytest.raises(UsageError, match=r"missing\.json"):
+        load_recipe(tmp_path / "missing.json")
+
+
+def test_no_field_of_a_recipe_is_idle():
+    """Every field is read somewhere outside the place that declares it."""
+    structs = [getattr(schema, n) for n in ("Model", "Data", "Training", "Testing", "Published", "Recipe")]
+    read = {
+        node.attr
+        for file in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    report = (SOURCE / "jobs" / "report.py").read_text()
+    for struct in (*structs, Optimizer, Schedule, Preprocess, Protocol):
+        idle = [f for f in struct.__struct_fields__ if f not in read and f'"{f}"' not in report]
+        assert not idle, f"{struct.__name__}: nothing reads {idle}"

@@ -1,0 +1,44 @@
+"""Losses against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from marey.training.losses import classification_loss, multi_label_loss
+
+LOGITS = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])  # probabilities 1/4 3/4, and 1/2 1/2
+
+
+def test_hard_and_soft_targets_give_the_same_loss():
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert classification_loss(LOGITS, torch.tensor([1, 0])).item() == pytest.approx(expected)
+    soft = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert classification_loss(LOGITS, soft).item() == pytest.approx(expected)
+
+
+def test_smoothing_moves_weight_to_every_class():
+    soft = torch.tensor([[0.05, 0.95], [0.95, 0.05]])
+    expected = classification_loss(LOGITS, soft).item()
+    got = classification_loss(LOGITS, torch.tensor([1, 0]), smoothing=0.1).item()
+    assert got == pytest.approx(expected)
+
+
+def test_class_weights_weigh_each_clip_by_its_class():
+    weights = torch.tensor([3.0, 1.0])
+    expected = (1 * math.log(4 / 3) + 3 * math.log(2)) / 4
+    hard = classification_loss(LOGITS, torch.tensor([1, 0]), class_weights=weights)
+    soft = classification_loss(LOGITS, torch.tensor([[0.0, 1.0], [1.0, 0.0]]), class_weights=weights)
+    assert hard.item() == pytest.approx(expected)
+    assert soft.item() == pytest.approx(expected)
+
+
+def test_several_labels_are_judged_class_by_class():
+    targets = torch.tensor([[1.0, 1.0], [0.0, 1.0]])
+    expected = (math.log(2) + math.log(4 / 3) + 2 * math.log(2)) / 4
+    assert multi_label_loss(LOGITS, targets).item() == pytest.approx(expected)
+
+
+def test_half_precision_logits_are_judged_in_float32():
+    big = torch.tensor([[300.0, 0.0]], dtype=torch.bfloat16)
+    assert classification_loss(big, torch.tensor([1])).dtype == torch.float32
