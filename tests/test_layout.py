@@ -9,7 +9,8 @@ import marey
 
 SRC = Path(marey.__file__).parent
 LAYERS = (
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"video", "models", "metrics", "scores", "training"},
     {"weights", "data"},
     {"recipes"},
