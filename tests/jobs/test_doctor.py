@@ -12,7 +12,7 @@ import torch
 
 from marey.errors import MediaError
 from marey.jobs import doctor as module
-from marey.jobs.doctor import cache_folder, doctor, environment, lines, required
+from marey.jobs.doctor import doctor, environment, lines, required
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +125,8 @@ def test_required_packages_are_those_of_the_metadata_without_extras(monkeypatch)
     assert required() == ["torch", "lightning-fabric", "av"]
 
 
-def test_the_cache_folder_can_be_chosen_and_else_is_the_platform_s(monkeypatch):
-    monkeypatch.setenv("MAREY_CACHE", "/somewhere")
-    assert cache_folder() == Path("/somewhere")
-    monkeypatch.delenv("MAREY_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert cache_folder() == Path("/cache/marey")
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_folder() == Path.home() / "Library" / "Caches" / "marey"
+def test_the_folder_for_downloads_is_the_one_that_weights_use(monkeypatch, tmp_path):
+    monkeypatch.setenv("MAREY_CACHE", str(tmp_path / "not" / "yet"))
+    facts = doctor()
+    assert facts["cache"] == str(tmp_path / "not" / "yet")
+    assert facts["disk"].keys() == {str(Path.cwd()), str(tmp_path)}

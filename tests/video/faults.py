@@ -190,11 +190,11 @@ def _silence(output: av.container.OutputContainer, stream: av.AudioStream) -> No
 
 
 def cover_art(path: Path) -> Path:
-    """Sound with a picture of its cover (MP3, or M4A by suffix)."""
+    """Sound with a picture of its cover: MP3 or MP4, by suffix."""
     with av.open(str(path), "w") as output:
         sound = output.add_stream("libmp3lame" if path.suffix == ".mp3" else "aac", rate=44100)
-        cover = output.add_stream("png" if path.suffix == ".mp3" else "mjpeg")
-        cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24" if path.suffix == ".mp3" else "yuvj420p"
+        cover = output.add_stream("png")
+        cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24"
         cover.disposition = av.stream.Disposition.attached_pic
         image = VideoFrame.from_ndarray(picture(1), "rgb24").reformat(format=cover.pix_fmt)
         output.mux(cover.encode(image) + cover.encode(None))
@@ -219,10 +219,20 @@ def two_streams(path: Path) -> Path:
 
 
 def turned(path: Path, degrees: int, mirrored: bool = False) -> Path:
-    """A video stored turned: shown upright after turning it back by its metadata."""
-    return write(
-        path, 10, prepare=lambda stream: stream.set_display_rotation(degrees, hflip=mirrored), rate=10
-    )
+    """A video whose metadata say that it is to be shown turned against the clock, then mirrored left-right."""
+    return write(path, 10, prepare=lambda stream: stream.set_display_rotation(degrees, hflip=mirrored))
+
+
+def trimmed(path: Path, count: int = 40, hidden: int = 5) -> Path:
+    """An MP4 cut without encoding: an edit list hides the first frames, which decoding needs."""
+
+    def shift(packets: list[Packet]) -> list[Packet]:
+        for packet in packets:
+            packet.pts, packet.dts = packet.pts - hidden, packet.dts - hidden
+        return packets
+
+    muxing = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    return write(path, count, options=CLOSED_GOPS, muxing=muxing, edit=shift)
 
 
 # Time stamps ----------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marey.errors import DataError, UsageError
+from marey.errors import DataError, MediaError, UsageError
+from marey.video.reader import read_video
 from marey.video.source import Source, expand
+from marey.video.synthetic import render_numbered
 
 HOSTILE = [
     "a b.mp4",
@@ -198,6 +200,22 @@ def test_hostile_names_are_found_as_named_and_in_a_folder(name):
 def test_any_names_survive_a_json_list(names):
     Path("h.jsonl").write_text("".join(json.dumps(n) + "\n" for n in names))
     assert [s.name for s in expand(["h.jsonl"])] == names
+
+
+def test_what_is_found_can_be_read_and_what_is_missing_says_so():
+    names = [*HOSTILE, os.fsdecode(b"caf\xe9.mp4")] if sys.platform == "linux" else ["a b.mp4"]
+    for index, name in enumerate(names):
+        render_numbered(Path("d") / name, frames=index + 1, size=(32, 24))
+    Path("d/broken.mp4").symlink_to("nowhere")
+    lengths = {}
+    for source in expand(["d", "gone.mp4"]):
+        try:
+            with read_video(source.path, template=source.template) as video:
+                lengths[source.name] = len(video)
+        except MediaError as error:
+            lengths[source.name] = error.code
+    expected = {f"d/{name}": index + 1 for index, name in enumerate(names)}
+    assert lengths == expected | {"d/broken.mp4": "NOT_FOUND", "gone.mp4": "NOT_FOUND"}
 
 
 # Refusals

@@ -41,6 +41,7 @@ class AsNamed:
     """A pickle module for torch.save."""
 
     Pickler = _AsNamed
+    dump = staticmethod(pickle.dump)
 
 
 def history(values):
@@ -66,7 +67,7 @@ def as_0x(weights):
 
 
 def as_1x(weights):
-    """What MMAction2 1.x writes while training: logs of its own classes and numpy numbers beside the weights."""
+    """What MMAction2 1.x writes while training: logs of its own classes beside the weights."""
     hub = {
         "log_scalars": collections.OrderedDict({"train/loss": history([2.5, 1.25, 0.5])}),
         "runtime_info": collections.OrderedDict(epoch=3, max_iters=np.int64(900), best=np.float32(0.75)),
@@ -107,7 +108,7 @@ class _Storage:
 
 
 def lying(path, *, size, stride=(1,), offset=0, declared=10, held=40, legacy=False):
-    """A torch file with one tensor whose geometry need not fit the memory it claims, nor that what is there."""
+    """A torch file whose one tensor need not fit the memory it declares, nor that the memory held."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):

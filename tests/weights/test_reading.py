@@ -1,4 +1,4 @@
-"""Files in every wrapping are read; hostile and damaged ones are refused by name, and nothing of them runs."""
+"""Files in every wrapping are read; hostile and damaged ones are refused by name, and nothing runs."""
 
 import builtins
 import io
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from marey.errors import WeightsError
 from marey.models import build
+from marey.weights import pickles
 from marey.weights.load import load_weights
 from marey.weights.reading import read_weights
 from tests.weights.files import (
@@ -110,34 +111,41 @@ def cut(path, share, **options):
     return path
 
 
-def extension(path):
-    path.write_bytes(b"\x80\x02\x82\x01.")
-    return path
+def loop(path):
+    content = {}
+    content["state_dict"] = content
+    return saved(path, content)
 
 
-def many_instructions(path):
-    """A zip whose pickle is longer than any weight file's, and asks for something at its end."""
-    data = b"\x80\x02" + b"N0" * 10_500_000 + b"cos\nsystem\n."
+def other_zip(path):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/version", "3\n")
-        archive.writestr("archive/byteorder", "little")
+        archive.writestr("a.txt", "x")
     return path
 
 
+def written(path, data):
+    path.write_bytes(data)
+    return path
+
+
+OLD = {"_use_new_zipfile_serialization": False}
+COMMAND = Reduced(os.system, "touch pwned")
 GADGETS = {
-    "system command": (with_extra(Reduced(os.system, "touch pwned")), "system"),
-    "system command, legacy": (with_extra(Reduced(os.system, "touch pwned"), _use_new_zipfile_serialization=False), "system"),
+    "system command": (with_extra(COMMAND), "system"),
+    "system command, legacy": (with_extra(COMMAND, **OLD), "system"),
     "eval": (with_extra(Reduced(builtins.eval, "open('pwned', 'w')")), "builtins.eval"),
-    "exec in a bare pickle": (lambda p: pickled(p, Reduced(builtins.exec, "open('pwned', 'w')"), 4), "builtins.exec"),
-    "getattr": (with_extra(Reduced(getattr, torch.nn, "Linear")), "getattr"),
-    "subprocess": (with_extra(Reduced(subprocess.Popen, ["touch", "pwned"])), "subprocess.Popen"),
+    "exec in a bare pickle": (lambda p: pickled(p, Reduced(exec, "open('pwned', 'w')"), 4), "builtins.exec"),
+    "getattr": (with_extra(Reduced(getattr, os.path.join, "__globals__")), "getattr"),
+    "subprocess": (
+        with_extra(Reduced(subprocess.Popen, ["touch", "pwned"]), pickle_protocol=3),
+        "subprocess.Popen",
+    ),
     "numpy load": (with_extra(Reduced(np.load, "/etc/passwd")), "numpy.load"),
-    "object array": (lambda p: pickled(p, {"w": np.array([Reduced(os.system, "touch pwned")])}), "system"),
+    "object array": (lambda p: pickled(p, {"w": np.array([COMMAND])}), "any object"),
     "torch function": (with_extra(Reduced(torch.hub.load, "a/b", "c")), "torch.hub.load"),
     "file opened": (with_extra(Reduced(open, "pwned", "w")), "open"),
-    "extension code": (extension, "EXT1"),
-}  # fmt: skip
+    "extension code": (lambda p: written(p, b"\x80\x02\x82\x01."), "EXT1"),
+}
 
 
 @pytest.mark.parametrize("kind", GADGETS)
@@ -157,38 +165,37 @@ def test_a_file_that_asks_for_more_than_data_is_refused_with_the_name_of_what_it
     assert same(model.state_dict(), before)
 
 
+HUGE = {"w": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}
 BROKEN = {
     "zip bomb": (zip_bomb, "WEIGHTS_LIMIT"),
     "overlapping entries": (overlapping, "WEIGHTS_LIMIT"),
-    "endless pickle": (many_instructions, "WEIGHTS_LIMIT"),
     "names outside": (traversal, "WEIGHTS_UNSAFE"),
     "cut at half": (lambda p: cut(p, 0.5), "WEIGHTS_DAMAGED"),
     "cut near the end": (lambda p: cut(p, 0.99), "WEIGHTS_DAMAGED"),
-    "legacy cut at half": (lambda p: cut(p, 0.5, _use_new_zipfile_serialization=False), "WEIGHTS_DAMAGED"),
-    "legacy cut early": (lambda p: cut(p, 0.01, _use_new_zipfile_serialization=False), "WEIGHTS_DAMAGED"),
+    "legacy cut at half": (lambda p: cut(p, 0.5, **OLD), "WEIGHTS_DAMAGED"),
+    "legacy cut early": (lambda p: cut(p, 0.01, **OLD), "WEIGHTS_DAMAGED"),
     "view beyond its memory": (lambda p: lying(p, size=(1000,)), "WEIGHTS_DAMAGED"),
     "huge view": (lambda p: lying(p, size=(10**14,)), "WEIGHTS_DAMAGED"),
     "repeated memory": (lambda p: lying(p, size=(10**9, 10**4), stride=(0, 0)), "WEIGHTS_MISMATCH"),
     "negative size": (lambda p: lying(p, size=(-3,)), "WEIGHTS_DAMAGED"),
-    "huge memory declared": (lambda p: lying(p, size=(3,), declared=10**13), "WEIGHTS_DAMAGED"),
-    "legacy, huge memory declared": (lambda p: lying(p, size=(3,), declared=10**13, legacy=True), "WEIGHTS_DAMAGED"),
-    "legacy, less memory than declared": (lambda p: lying(p, size=(3,), declared=1000, legacy=True), "WEIGHTS_DAMAGED"),
-    "legacy, view beyond its memory": (lambda p: lying(p, size=(1000,), legacy=True), "WEIGHTS_DAMAGED"),
-    "big safetensors header": (lambda p: safetensors_with(p, b"{" + b" " * 20_000_000 + b"}"), "WEIGHTS_LIMIT"),
-    "safetensors header beyond the file": (lambda p: (p.write_bytes(struct.pack("<Q", 10**9) + b"{}"), p)[1], "WEIGHTS_LIMIT"),
-    "safetensors header that is no JSON": (lambda p: safetensors_with(p, b"{broken"), "WEIGHTS_DAMAGED"),
-    "safetensors data beyond the file": (
-        lambda p: safetensors_with(p, {"w": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}}), "WEIGHTS_DAMAGED"),
+    "huge memory": (lambda p: lying(p, size=(3,), declared=10**13), "WEIGHTS_DAMAGED"),
+    "legacy, huge memory": (lambda p: lying(p, size=(3,), declared=10**13, legacy=True), "WEIGHTS_DAMAGED"),
+    "legacy, too little memory": (lambda p: lying(p, size=(3,), declared=99, legacy=True), "WEIGHTS_DAMAGED"),
+    "legacy, view beyond": (lambda p: lying(p, size=(1000,), legacy=True), "WEIGHTS_DAMAGED"),
+    "big header": (lambda p: safetensors_with(p, b"{" + b" " * 20_000_000 + b"}"), "WEIGHTS_LIMIT"),
+    "header beyond the file": (lambda p: written(p, struct.pack("<Q", 10**9) + b"{}"), "WEIGHTS_LIMIT"),
+    "header that is no JSON": (lambda p: safetensors_with(p, b"{broken"), "WEIGHTS_DAMAGED"),
+    "data beyond the file": (lambda p: safetensors_with(p, HUGE), "WEIGHTS_DAMAGED"),
     "no tensors": (lambda p: saved(p, {"state_dict": {"a": "text"}}), "WEIGHTS_FORMAT"),
     "a list": (lambda p: saved(p, [torch.zeros(3)]), "WEIGHTS_FORMAT"),
-    "a loop of wrappings": (lambda p: saved(p, (d := {}, d.update(state_dict=d))[0]), "WEIGHTS_FORMAT"),
-    "text": (lambda p: (p.write_text("<!DOCTYPE html><title>Not found</title>"), p)[1], "WEIGHTS_FORMAT"),
-    "empty": (lambda p: (p.write_bytes(b""), p)[1], "WEIGHTS_FORMAT"),
-    "noise": (lambda p: (p.write_bytes(np.random.RandomState(0).bytes(999)), p)[1], "WEIGHTS_FORMAT"),
-    "a zip of something else": (lambda p: (zipfile.ZipFile(p, "w").writestr("a.txt", "x"), p)[1], "WEIGHTS_DAMAGED"),
+    "a loop of wrappings": (loop, "WEIGHTS_FORMAT"),
+    "text": (lambda p: written(p, b"<!DOCTYPE html><title>Not found</title>"), "WEIGHTS_FORMAT"),
+    "empty": (lambda p: written(p, b""), "WEIGHTS_FORMAT"),
+    "noise": (lambda p: written(p, np.random.RandomState(0).bytes(999)), "WEIGHTS_FORMAT"),
+    "a zip of something else": (other_zip, "WEIGHTS_DAMAGED"),
     "missing": (lambda p: p, "WEIGHTS_NOT_FOUND"),
-    "a folder": (lambda p: (p.mkdir(), p)[1], "WEIGHTS_NOT_FOUND"),
-}  # fmt: skip
+    "a folder": (lambda p: p.mkdir() or p, "WEIGHTS_NOT_FOUND"),
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -209,11 +216,17 @@ def test_names_in_a_file_reach_no_terminal_raw(tmp_path):
     with pytest.raises(WeightsError) as error:
         load_weights(build("tsn_r18", **TINY), weights)
     assert error.value.message.isprintable()
-    (tmp_path / "file.pth").write_bytes(b"\x80\x02c\x1b[2Jos\nsystem\n.")
     with pytest.raises(WeightsError) as error:
-        read_weights(tmp_path / "file.pth")
+        read_weights(written(tmp_path / "file.pth", b"\x80\x02c\x1b[2Jos\nsystem\n."))
     assert error.value.code == "WEIGHTS_UNSAFE"
     assert error.value.message.isprintable()
+
+
+def test_an_endless_pickle_ends_at_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "MOST_OPCODES", 1000)
+    with pytest.raises(WeightsError) as error:
+        read_weights(written(tmp_path / "file.pth", b"\x80\x02" + b"N0" * 600 + b"cos\nsystem\n."))
+    assert error.value.code == "WEIGHTS_LIMIT"
 
 
 def test_random_damage_never_escapes_as_another_error(tmp_path):

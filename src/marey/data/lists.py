@@ -205,16 +205,9 @@ def read_list(
     UsageError for an unknown format or split.
     """
     file = Path(path)
-    if format not in ("auto", *formats.FORMATS):
-        raise unknown("list format", format, ("auto", *formats.FORMATS))
-    if not file.exists():
-        raise DataError(
-            "NOT_FOUND", f"no list {str(path)!r}; name a list file or a folder with a folder per class"
-        )
     errors, left_out, splits = LineErrors(file), list[str](), list[str | None]()
     try:
-        kind, several = formats.detect(file, multi_label)
-        kind = kind if format == "auto" else format
+        kind, several = _layout(file, format, multi_label)
         names = _class_names(classes, file if kind == "folder" else None)
         builder = Builder(errors, names, first_label=first_label, multi_label=multi_label)
         for row in _rows(file, kind, several, errors, left_out):
@@ -240,6 +233,18 @@ def read_list(
     if names is not None:
         check_labels(clips, len(names))
     return _of_split(clips, splits, split)
+
+
+def _layout(file: Path, format: str, multi_label: bool | None) -> tuple[str, bool]:
+    """The layout of an existing list, and whether its lines hold several labels."""
+    if format not in ("auto", *formats.FORMATS):
+        raise unknown("list format", format, ("auto", *formats.FORMATS))
+    if not file.exists():
+        raise DataError(
+            "NOT_FOUND", f"no list {str(file)!r}; name a list file or a folder with a folder per class"
+        )
+    kind, several = formats.detect(file, multi_label)
+    return (kind if format == "auto" else format), several
 
 
 def _of_split(clips: ClipList, splits: Sequence[str | None], split: str | None) -> ClipList:

@@ -1,17 +1,13 @@
 """Work in processes of its own, so that a decoder that crashes or hangs takes nothing along.
 
-Each thread of a pool owns one worker process and one pipe: it sends a task, waits for the answer no longer
-than the time limit, and replaces a worker that died or hung. Arrays and tensors cross the pipe as raw
-bytes beside their pickle (protocol 5), without shared memory or passed file descriptors.
+Each thread of a pool owns one worker process and one pipe (`marey.data.pipes`): it sends a task, waits for
+the answer no longer than the time limit, and replaces a worker that died or hung.
 """
 
 import atexit
-import io
 import multiprocessing
 import os
-import pickle
 import signal
-import struct
 import sys
 import threading
 import time
@@ -22,9 +18,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
+from marey.data.pipes import Message, pack, read, unpack, write
 from marey.errors import EnvironmentFault, MareyError, MediaError
 
 Task = TypeVar("Task")
@@ -32,7 +28,6 @@ Result = TypeVar("Result")
 
 START_SECONDS = 180.0  # the first worker imports torch, perhaps from a slow disk
 _TICK = 0.5  # seconds between looks at whether the pool was closed
-_INLINE = 16384  # bytes; smaller arrays travel inside the pickle
 _PARENTS_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")  # may reach all processes of a job, but are its parent's
 _PRELOAD = ["marey.data.clips"]  # imported once, in the process that all workers are forked from
 
@@ -171,12 +166,12 @@ class _Worker:
             self.pipe = self.start()
         self.doing = time.monotonic(), name_of(task)
         try:
-            _write(self.pipe, _pack((function, task)))
+            write(self.pipe, pack((function, task)))
             if not self.answered(self.seconds):
                 self.kill()
                 self.discard()
                 return _hung(self.doing[1], self.seconds)
-            return _unpack(_read(self.pipe))
+            return unpack(read(self.pipe))
         except (EOFError, OSError):  # its end of the pipe is closed: it is gone
             return _died(self.doing[1], self.discard())
         except Exception as error:  # a task or result that cannot be pickled
@@ -252,19 +247,19 @@ def _serve(pipe: Connection) -> None:
     try:
         pipe.send_bytes(b"ready")
         while True:
-            _write(pipe, _answer(_read(pipe)))
+            write(pipe, _answer(read(pipe)))
     except (EOFError, OSError):
         return
 
 
-def _answer(message: list[Any]) -> list[Any]:
+def _answer(message: Message) -> Message:
     name = "a task that cannot be read"
     try:
-        function, task = _unpack(message)
+        function, task = unpack(message)
         name = name_of(task)
-        return _pack(_attempt(function, task))
+        return pack(_attempt(function, task))
     except Exception as error:  # neither could be pickled, or the task is of a module that is not here
-        return _pack(_internal(error, name))
+        return pack(_internal(error, name))
 
 
 def _end_with_parent() -> None:
@@ -302,79 +297,3 @@ def _died(name: str, code: int | None) -> MediaError:
     names = {-one.value: f"signal {one.name}" for one in signal.Signals}
     reason = names.get(code or 0, f"exit code {code}")
     return MediaError("DECODER_DIED", f"{name}: its worker process ended ({reason})")
-
-
-# Messages: sizes and pickle first, then each large array as it lies in memory --------------------------
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors travel as arrays; torch's own way would pass file descriptors or copy twice."""
-
-    def reducer_override(self, item: object) -> Any:
-        if isinstance(item, torch.Tensor):
-            return torch.from_numpy, (item.detach().cpu().contiguous().numpy(),)
-        if isinstance(item, MareyError):
-            return _noted, (*item.__reduce__(), getattr(item, "__notes__", ()))
-        return NotImplemented
-
-
-def _noted(kind: type[MareyError], values: tuple[str, str], notes: Iterable[str]) -> MareyError:
-    error = kind(*values)
-    for note in notes:
-        error.add_note(note)
-    return error
-
-
-def _pack(value: object) -> list[Any]:
-    apart: list[memoryview] = []
-
-    def inline(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes >= _INLINE:
-            apart.append(view)
-        return view.nbytes < _INLINE
-
-    body = io.BytesIO()
-    _Pickler(body, protocol=5, buffer_callback=inline).dump(value)
-    sizes = struct.pack(f"<{len(apart) + 1}Q", len(apart), *(view.nbytes for view in apart))
-    return [sizes + body.getvalue(), *apart]
-
-
-def _write(pipe: Connection, messages: list[Any]) -> None:
-    pipe.send_bytes(messages[0])
-    for view in messages[1:]:
-        _write_array(pipe, view)
-
-
-def _write_array(pipe: Connection, view: memoryview) -> None:
-    if sys.platform == "win32":
-        pipe.send_bytes(view)
-        return
-    while view:
-        view = view[os.write(pipe.fileno(), view) :]
-
-
-def _read(pipe: Connection) -> list[Any]:
-    head = pipe.recv_bytes()
-    (count,) = struct.unpack_from("<Q", head)
-    buffers = [np.empty(size, np.uint8) for size in struct.unpack_from(f"<{count}Q", head, 8)]
-    for buffer in buffers:
-        _read_array(pipe, buffer.data)
-    return [memoryview(head)[8 * (count + 1) :], *buffers]
-
-
-def _unpack(message: list[Any]) -> Any:
-    # safe: the bytes come from our own process at the other end of a private pipe, never from a file
-    return pickle.loads(message[0], buffers=message[1:])
-
-
-def _read_array(pipe: Connection, view: memoryview) -> None:
-    """Read straight into place where the system can: `recv_bytes_into` copies, at a quarter of the speed."""
-    if sys.platform == "win32":
-        pipe.recv_bytes_into(view)
-        return
-    while view:
-        count = os.readv(pipe.fileno(), [view])
-        if not count:
-            raise EOFError
-        view = view[count:]

@@ -210,10 +210,15 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _write(report: Report, target: Path) -> None:
-    with replacing(target) as part:  # json, not msgspec: names that are no UTF-8 come as escapes
-        part.write_text(json.dumps(msgspec.to_builtins(report), indent=1) + "\n", encoding="utf-8")
+    with replacing(target) as part:
+        part.write_text(as_json(report), encoding="utf-8")
     with replacing(target.with_suffix(".txt")) as part:
         part.write_text("\n".join(lines(report)) + "\n", encoding="utf-8")
+
+
+def as_json(report: Report) -> str:
+    """The report as JSON; bytes of names that are no UTF-8 come as escapes (msgspec refuses them)."""
+    return json.dumps(msgspec.to_builtins(report), indent=1) + "\n"
 
 
 def lines(report: Report) -> list[str]:

@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,8 +65,8 @@ def doctor() -> dict[str, Any]:
     return {
         "ok": all(check.state != "broken" for check in checks),
         "checks": [check._asdict() for check in checks],
-        "cache": str(cache_folder()),
-        "disk": {str(folder): shutil.disk_usage(folder).free for folder in _folders()},
+        "cache": str(_cache_folder()) if usable else None,
+        "disk": {str(folder): shutil.disk_usage(folder).free for folder in _folders()} if usable else {},
         "memory": _memory(),
         "environment": environment() if usable else _versions(),
     }
@@ -82,7 +81,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         ("packages", ", ".join(packages)),
         *(_media_rows(found) if "ffmpeg" in found else ()),
         ("memory", f"{_bytes(memory['available'])} free of {_bytes(memory['total'])}"),
-        ("cache", facts["cache"]),
+        *([("cache", facts["cache"])] if facts["cache"] else ()),
         *((check["state"], f"{check['name']}: {check['text']}") for check in facts["checks"]),
     ]
     verdict = "everything needed works" if facts["ok"] else "something needed is broken, see above"
@@ -98,17 +97,6 @@ def _media_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         text = f"{device['name']}: {device['model']} {device['capability']}"
         yield "device", f"{text}, {_bytes(device['memory'])}"
     yield "threads", f"{found['threads']['torch']} of torch on {found['threads']['cores']} cores"
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $MAREY_CACHE, or the platform's folder for such files."""
-    if given := os.environ.get("MAREY_CACHE"):
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "marey" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "marey"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "marey"
 
 
 def required() -> list[str]:
@@ -215,8 +203,14 @@ def _disk(folder: Path) -> Check:
 
 def _folders() -> list[Path]:
     """The working folder and the nearest existing one to the cache folder."""
-    cache = cache_folder().absolute()
+    cache = _cache_folder().absolute()
     return [Path.cwd(), next(folder for folder in (cache, *cache.parents) if folder.is_dir())]
+
+
+def _cache_folder() -> Path:
+    from marey.weights.published import cache_folder
+
+    return cache_folder()
 
 
 # Facts ------------------------------------------------------------------------------------------------

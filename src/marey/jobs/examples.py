@@ -17,7 +17,7 @@ from marey.video.reader import read_video
 
 FRAMES = 4  # of a strip
 HEIGHT = 96  # pixels
-LIMITS = Limits(seconds=20.0)  # a strip is not worth waiting longer for
+LIMITS = Limits(seconds=20.0, pixels=16_000_000)  # a strip is not worth more
 
 
 class Scores(NamedTuple):

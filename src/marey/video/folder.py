@@ -1,9 +1,11 @@
-"""Folders of numbered pictures as videos. Pictures are decoded by Pillow (JPEG: libjpeg-turbo, as in OpenCV)."""
+"""Folders of numbered pictures as videos, decoded by Pillow (JPEG: libjpeg-turbo, as OpenCV)."""
 
+import itertools
 import os
 import re
 import string
 from collections import defaultdict
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +24,7 @@ LISTED = 8  # missing numbers that a note names
 
 
 class Folder(NamedTuple):
-    """The frames of a folder: file names in order, (width, height) of the first, and what there is to tell."""
+    """The frames of a folder: file names in order, (width, height) as shown of the first, and notes."""
 
     names: tuple[str, ...]
     size: tuple[int, int]
@@ -73,10 +75,11 @@ class FolderDecoder:
         """FRAMES_DAMAGED and SIZE_CHANGED, as far as the pictures read so far show."""
         notes = []
         if lost := sorted(self._lost):
-            text = f"{len(lost)} of the frames read cannot be decoded, the first is {self._folder.names[lost[0]]!r}"
+            first = self._folder.names[lost[0]]
+            text = f"{len(lost)} of the frames read cannot be decoded, the first is {first!r}"
             notes.append(Note("FRAMES_DAMAGED", f"{text}; the one before is shown"))
-        if self._resized:
-            text = f"{len(self._resized)} of the frames read have another size and are resized to that of the first"
+        if count := len(self._resized):
+            text = f"{count} of the frames read have another size and are resized to that of the first"
             notes.append(Note("SIZE_CHANGED", text))
         return tuple(notes)
 
@@ -156,7 +159,7 @@ def _rule(template: str) -> re.Pattern[str]:
         raise UsageError(
             "TEMPLATE", f"template {template!r} is not one: {error}; write img_{{:05}}.jpg"
         ) from error
-    if sum(field is not None for _, field, _, _ in parts) != 1 or os.path.basename(template) != template:
+    if sum(field is not None for _, field, _, _ in parts) != 1 or Path(template).name != template:
         raise UsageError(
             "TEMPLATE", f"template {template!r} must be a file name with one number, such as img_{{:05}}.jpg"
         )
@@ -184,7 +187,7 @@ def _only_series(names: list[str], path: str) -> re.Pattern[str]:
 
 def _gaps(numbers: list[int]) -> tuple[Note, ...]:
     """FRAMES_MISSING where numbers are left out."""
-    steps = zip(numbers, numbers[1:], strict=False)
+    steps = itertools.pairwise(numbers)
     gaps = [(low + 1, high - 1) for low, high in steps if high > low + 1]
     if not gaps:
         return ()

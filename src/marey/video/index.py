@@ -5,18 +5,20 @@ from that. Where packets are not to be trusted (time stamps missing, repeated or
 beginning that cannot be decoded) it declines, and `index_frames` makes it from a survey that decoded all.
 """
 
+from __future__ import annotations  # PyAV's packets are generic for type checkers only
+
 import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, cast
 
 import av
 import numpy as np
 import numpy.typing as npt
 from av.packet import Packet
-from av.sidedata.sidedata import Type as SideData
+from av.sidedata.sidedata import SideData, Type
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -24,7 +26,6 @@ from marey.video.limits import Limits, Note, exceeded, too_slow
 
 Times = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
-type_of_decode = Callable[["Packet[VideoStream] | None"], list[VideoFrame]]
 UNKNOWN = -(1 << 63)
 FIELD_CODECS = ("h264", "hevc", "mpeg2video", "vc1")  # the two fields of a frame may be two packets
 NO_PICTURE = 19  # bytes; a shorter MPEG-4 packet only stands in for a picture that the one before brought
@@ -38,6 +39,7 @@ class Picture:
     width, height  as stored, in pixels
     turn           what makes it upright: rows and columns exchanged, then mirrored left-right, then up-down
     eight_bits     no sample has more than 8 bits
+    notes          what there is to tell of all frames
     """
 
     width: int
@@ -45,6 +47,11 @@ class Picture:
     turn: tuple[bool, bool, bool] = (False, False, False)
     eight_bits: bool = True
     interlaced: bool = False
+    notes: tuple[Note, ...] = ()
+
+    def shown(self, upright: bool) -> tuple[int, int]:
+        """(width, height) of the frames that are given out."""
+        return (self.height, self.width) if upright and self.turn[0] else (self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class Index:
         return place if place < len(self.times) and self.times[place] == moment else -1
 
 
-def _numbers() -> "array[int]":
+def _numbers() -> array[int]:
     return array("q")
 
 
@@ -90,20 +97,20 @@ def _numbers() -> "array[int]":
 class Survey:
     """What a stream's packets say, and the frames decoded on the way; times in units of the stream."""
 
-    pts: "array[int]" = field(default_factory=_numbers)
-    dts: "array[int]" = field(default_factory=_numbers)
-    durations: "array[int]" = field(default_factory=_numbers)
+    pts: array[int] = field(default_factory=_numbers)
+    dts: array[int] = field(default_factory=_numbers)
+    durations: array[int] = field(default_factory=_numbers)
     keys: bytearray = field(default_factory=bytearray)
     hidden: bytearray = field(default_factory=bytearray)  # 1: decoded, but not shown
     smallest: int = 1 << 62  # bytes of a packet
     cut: bool = False  # the file ends inside a packet
     first: VideoFrame | None = None
-    frame_pts: "array[int]" = field(default_factory=_numbers)
-    frame_dts: "array[int]" = field(default_factory=_numbers)
+    frame_pts: array[int] = field(default_factory=_numbers)
+    frame_dts: array[int] = field(default_factory=_numbers)
     damaged: list[int] = field(default_factory=list)  # places of frames that the decoder flags
     resized: int = 0
 
-    def add(self, packet: "Packet[VideoStream]", hidden: bool) -> None:
+    def add(self, packet: Packet[VideoStream], hidden: bool) -> None:
         """Notes what a packet says."""
         self.pts.append(UNKNOWN if packet.pts is None else packet.pts)
         self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
@@ -123,8 +130,8 @@ class Survey:
 
 
 def survey(
-    packets: "Iterable[Packet[VideoStream]]",
-    decode: "Callable[[Packet[VideoStream] | None], Iterable[VideoFrame]]",
+    packets: Iterable[Packet[VideoStream]],
+    decode: Callable[[Packet[VideoStream] | None], Iterable[VideoFrame]],
     stream: VideoStream,
     *,
     path: str,
@@ -160,7 +167,7 @@ def survey(
     return found
 
 
-def is_cut(packet: "Packet[VideoStream]", stream: VideoStream) -> bool:
+def is_cut(packet: Packet[VideoStream], stream: VideoStream) -> bool:
     """Whether the file ends inside this packet; in transport streams that mark means that some was lost."""
     return packet.is_corrupt and stream.container.format.name != "mpegts"
 
@@ -170,7 +177,7 @@ def index_packets(found: Survey, stream: VideoStream) -> Index | None:
     if found.first is None or not found.keys[0]:
         return None
     pts, dts, keys = np.array(found.pts), np.array(found.dts), np.array(found.keys, bool)
-    picture, codec = picture_of(found.first), stream.codec_context.codec.canonical_name
+    picture, codec = picture_of(found.first, stream), stream.codec_context.codec.canonical_name
     if not _ascends(dts[dts != UNKNOWN]) or (picture.interlaced and codec in FIELD_CODECS):
         return None
     last = _last(found, stream)
@@ -189,7 +196,7 @@ def index_frames(found: Survey, stream: VideoStream) -> Index | None:
     """The index that all decoded frames tell; None if there are none."""
     if found.first is None:
         return None
-    picture, last = picture_of(found.first), _last(found, stream)
+    picture, last = picture_of(found.first, stream), _last(found, stream)
     pts, dts = np.array(found.frame_pts), np.array(found.frame_dts)
     keys, seeks = _entries(found, stream)
     if UNKNOWN not in pts and _ascends(pts) and len(keys):
@@ -203,14 +210,15 @@ def index_frames(found: Survey, stream: VideoStream) -> Index | None:
 
 def picture_of(frame: VideoFrame, stream: VideoStream) -> Picture:
     """What a decoded frame tells of size, orientation and samples."""
-    turn, side = (False, False, False), {data.type: data for data in frame.side_data}
-    if SideData.DISPLAYMATRIX in side:
+    turn = (False, False, False)
+    side = {data.type: data for data in cast("Iterable[SideData]", frame.side_data)}
+    if Type.DISPLAYMATRIX in side:
         # (x, y) is shown at (a x + c y, b x + d y); FFmpeg, libavutil/display.h
-        a, b, _, c, d = np.frombuffer(bytes(side[SideData.DISPLAYMATRIX]), np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(bytes(side[Type.DISPLAYMATRIX]), np.int32)[:5].tolist()
         turn = (True, c < 0, b < 0) if abs(b) > abs(a) else (False, a < 0, d < 0)
     eight_bits = all(component.bits <= 8 for component in frame.format.components)
     notes, aspect = [], stream.codec_context.sample_aspect_ratio
-    if aspect and aspect != 1:
+    if aspect and abs(aspect - 1) > 0.02:  # less is rounding of the size by whoever made the file
         notes.append(Note("SAMPLE_ASPECT", f"pixels are {aspect} as wide as high; they are kept as stored"))
     if frame.interlaced_frame:
         notes.append(Note("INTERLACED", "frames hold two fields; they are kept as stored"))
@@ -241,5 +249,80 @@ def notes_of(
 
 
 def _damage(found: Survey, index: Index) -> list[Note]:
-    """FRAMES_DAMAGED and FRAMES_UNDECODABLE, all frames having been decoded."""
-    given = [index.number(frame, number) for number, frame in ...]
+    """FRAMES_DAMAGED and FRAMES_UNDECODABLE, where all frames were decoded."""
+    moments = np.array(found.frame_dts if index.order == "dts" else found.frame_pts)
+    if index.order == "count":
+        moments = index.times
+    late = int((moments == UNKNOWN).sum())
+    moments[moments == UNKNOWN] = index.times[len(index.times) - late :]  # the last frames by dts bear none
+    lost = np.flatnonzero(~np.isin(index.times, moments))
+    bad = np.union1d(lost, np.searchsorted(index.times, moments[found.damaged]))
+    notes = []
+    if len(bad):
+        text = f"{len(bad)} of {len(index.times)} frames are damaged, the first is frame {bad[0]}"
+        text += f"; for {len(lost)} that give no picture, the one before is shown" if len(lost) else ""
+        notes.append(Note("FRAMES_DAMAGED", text))
+    without = len(found.pts) - sum(found.hidden) - len(moments) - len(lost)
+    if without > 0 and not index.picture.interlaced:
+        text = f"{without} coded frames give no picture and are left out, as before the first key frame"
+        notes.append(Note("FRAMES_UNDECODABLE", text))
+    return notes
+
+
+def _lacks_pts(found: Survey, pts: Times, dts: Times, stream: VideoStream) -> bool:
+    """Whether the file stores times of decoding only, so that times of presentation are FFmpeg's guesses."""
+    container, context = stream.container.format.name, stream.codec_context
+    if container in ("avi", "asf"):
+        return bool((pts != dts).any())
+    if not context.reorder_depth:
+        return False
+    if "matroska" in container:  # "V_MS/VFW/FOURCC", converted from AVI
+        return UNKNOWN not in dts and _ascends(pts)
+    return context.codec.canonical_name == "mpeg4" and found.smallest <= NO_PICTURE
+
+
+def _ascends(times: Times) -> bool:
+    return bool((np.diff(times) > 0).all())
+
+
+def _delayed(dts: Times, first: int | None) -> Times:
+    """Times of decoding as decoded frames bear them: that of the packet that pushed each out of the decoder."""
+    delay = int(np.flatnonzero(dts == first)[0])
+    step = int(np.median(np.diff(dts))) if len(dts) > 1 else 1
+    return np.concatenate([dts[delay:], dts[-1] + step * np.arange(1, delay + 1)])
+
+
+def _entries(found: Survey, stream: VideoStream) -> tuple[Times, Times]:
+    """Times of presentation of the key frames, ascending, and what to seek to for each."""
+    keys = np.array(found.keys, bool)
+    pts, dts = np.array(found.pts)[keys], np.array(found.dts)[keys]
+    keep = np.flatnonzero(pts != UNKNOWN)
+    keep = keep[np.argsort(pts[keep], kind="stable")]
+    by_dts = stream.container.format.name in ("mpegts", "mpeg")  # others have an index by presentation
+    return pts[keep], np.where(by_dts & (dts != UNKNOWN), dts, pts)[keep]
+
+
+def _seconds(times: Times, stream: VideoStream) -> Seconds:
+    unit = stream.time_base or Fraction(1, 1)
+    return times * unit.numerator / unit.denominator
+
+
+def _last(found: Survey, stream: VideoStream) -> float:
+    """Seconds for which the last frame is shown: its packet says, or the usual distance, or the rate."""
+    pts = np.array(found.pts)
+    distances = np.diff(np.unique(pts))
+    ticks = found.durations[int(np.argmax(pts))] or (int(np.median(distances)) if len(distances) else 0)
+    seconds = float(ticks * (stream.time_base or 1))
+    return seconds if seconds > 0 else float(1 / (stream.average_rate or 25))
+
+
+def _repaired(times: Times, stream: VideoStream, step: float) -> tuple[Seconds, int]:
+    """Seconds of frames as decoded, and how many got some between their neighbours for lack of good ones."""
+    good = times > np.concatenate([[UNKNOWN], np.maximum.accumulate(times)[:-1]])
+    number = np.arange(len(times))
+    if not good.any():
+        return number * step, len(times)
+    at, known = number[good], _seconds(times[good], stream)
+    seconds: Seconds = np.interp(number, at, known).astype(np.float64)
+    seconds += np.minimum(number - at[0], 0) * step + np.maximum(number - at[-1], 0) * step
+    return seconds.astype(np.float64), int((~good).sum())

@@ -45,6 +45,6 @@ def too_slow(path: str, seconds: float) -> MediaError:
     """The error for reading that lasts longer than `Limits` allow."""
     return MediaError(
         "MEDIA_TIMEOUT",
-        f"{path!r}: reading took longer than {seconds:g} seconds; raise Limits.seconds, or copy the file to a "
-        "faster disk",
+        f"{path!r}: reading took longer than {seconds:g} seconds; raise Limits.seconds, or copy the file "
+        "to a faster disk",
     )

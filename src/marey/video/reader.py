@@ -8,19 +8,20 @@ What was repaired, left out or assumed is in `Video.notes`:
 
     MEDIA_TRUNCATED      the file ends before its headers say; what can be decoded is there
     FRAMES_DAMAGED       frames that the decoder flags, or that give no picture and show the one before
-    FRAMES_UNDECODABLE   coded frames that are not among the video's, such as those before the first key frame
+    FRAMES_UNDECODABLE   coded frames that are left out, such as those before the first key frame
     FRAMES_MISSING       numbers left out in a folder of frames
     TIMESTAMPS_REPAIRED  missing, repeated or backward time stamps got values between their neighbours
     SIZE_CHANGED         frames of another size were resized to that of the first
-    SAMPLE_ASPECT, INTERLACED, HDR, ALPHA_DROPPED, VIDEO_STREAMS, FPS_ASSUMED, DECODER_CHANGED   see their texts
+    SAMPLE_ASPECT, INTERLACED, HDR, ALPHA_DROPPED, VIDEO_STREAMS, CODEC_CHANGED, FPS_ASSUMED, DECODER_CHANGED
 
-Errors are MediaError with these codes: NOT_FOUND, NO_ACCESS, NOT_MEDIA, NO_VIDEO, NOT_DECODABLE, LIMIT_EXCEEDED,
-MEDIA_TIMEOUT, MEDIA_CHANGED, FRAME_RANGE.
+Errors are MediaError with the codes NOT_FOUND, NO_ACCESS, NOT_MEDIA, NO_VIDEO, NOT_DECODABLE,
+LIMIT_EXCEEDED, MEDIA_TIMEOUT, MEDIA_CHANGED and FRAME_RANGE.
 """
 
-import functools
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,15 +31,8 @@ import torch
 from torch import Tensor
 
 from marey.errors import MediaError, UsageError
-from marey.video.decoders import (
-    Decoder,
-    DecoderName,
-    PyAVDecoder,
-    decoder_choice,
-    open_decoder,
-    reopen_file,
-    suits_torchcodec,
-)
+from marey.video.choice import DecoderName, decoder_choice, open_decoder, reopen, suits_torchcodec
+from marey.video.decoders import Decoder, PyAVDecoder
 from marey.video.folder import FolderDecoder, scan_folder
 from marey.video.limits import Limits, Note, exceeded
 from marey.video.sniff import open_media
@@ -48,7 +42,7 @@ __all__ = ["Limits", "Note", "Video", "decoder_choice", "read_video"]
 FOLDER_FPS = 25.0  # FFmpeg's assumption for numbered pictures
 ROUNDING = 1e-6  # seconds; times computed by users may be this much off
 
-_left_behind: list[Decoder] = []  # of a parent process: their memory is shared, so they are never freed here
+_left_behind: list[Decoder] = []  # of a parent process: it still uses them, so they are never freed here
 
 
 class Video:
@@ -59,6 +53,7 @@ class Video:
     timestamps  float64 [N], seconds, ascending: when each frame is shown, by the file's clock
     seconds     duration, from the first frame's beginning to the last one's end
     fps         frames per second between the first and the last frame
+    limits      what calls may take
 
     A Video may be used after a fork and pickled: the process that uses it opens the file itself. Used after
     `close`, it opens the file again.
@@ -67,19 +62,21 @@ class Video:
     def __init__(
         self,
         path: str,
+        *,
         size: tuple[int, int],
         timestamps: npt.NDArray[np.float64],
         last: float,
         notes: tuple[Note, ...],
         limits: Limits,
         reopen: Callable[[], Decoder],
-        decoder: Decoder | None = None,
+        decoder: Decoder,
     ) -> None:
         self.path, self.size, self.timestamps, self.limits = path, size, timestamps, limits
         between = float(timestamps[-1] - timestamps[0])
         self.seconds = between + last
         self.fps = (len(timestamps) - 1) / between if between > 0 else 1 / last
-        self._notes, self._reopen, self._decoder = notes, reopen, decoder
+        self._notes, self._reopen = notes, reopen
+        self._decoder: Decoder | None = decoder
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -107,21 +104,20 @@ class Video:
         Decodes from the key frame at or before each, every frame at most once. Raises FRAME_RANGE,
         LIMIT_EXCEEDED (bytes), MEDIA_TIMEOUT, MEDIA_CHANGED (the file was written to) and NOT_DECODABLE.
         """
-        wanted = np.asarray(indices)
+        wanted, (width, height) = np.asarray(indices), self.size
         if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise UsageError(
                 "FRAME_RANGE", f"frames are asked for by a list of whole numbers, not {indices!r}"
             )
-        width, height = self.size
         if not wanted.size:
             return torch.empty((0, height, width, 3), dtype=torch.uint8)
         if wanted.min() < 0 or wanted.max() >= len(self):
             wrong = wanted.min() if wanted.min() < 0 else wanted.max()
-            raise MediaError(
-                "FRAME_RANGE", f"{self.path!r} has no frame {wrong}; its frames are 0 to {len(self) - 1}"
-            )
-        if wanted.size * width * height * 3 > self.limits.bytes:
-            what = f": {wanted.size} frames take {wanted.size * width * height * 3:,} bytes"
+            what = f"{self.path!r} has no frame {wrong}; its frames are 0 to {len(self) - 1}"
+            raise MediaError("FRAME_RANGE", what)
+        size = wanted.size * width * height * 3
+        if size > self.limits.bytes:
+            what = f": {wanted.size} frames take {size:,} bytes"
             raise exceeded(self.path, what, "bytes", self.limits.bytes)
         try:
             return self._open_here().read(wanted.astype(np.int64))
@@ -130,8 +126,11 @@ class Video:
             raise
 
     def at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
-        """Numbers of the frames shown at these times, int64 of the same shape; the first frame for times before
-        it, the last for times after it. Times are by the clock of `timestamps`."""
+        """Numbers of the frames shown at these times, int64 of the same shape.
+
+        Times are by the clock of `timestamps`; the first frame also stands for times before it, the last for
+        times after it.
+        """
         places = np.searchsorted(self.timestamps, np.asarray(seconds) + ROUNDING, side="right") - 1
         return np.clip(places, 0, len(self) - 1).astype(np.int64)
 
@@ -140,7 +139,7 @@ class Video:
         decoder, self._decoder = self._decoder, None
         if decoder is None:
             return
-        self._notes += decoder.notes  # of several of a code the latest counts
+        self._notes += decoder.notes  # of several with one code the latest counts
         if self._process == os.getpid():
             decoder.close()
         else:
@@ -184,14 +183,13 @@ def read_video(
 ) -> Video:
     """Opens a video file, or a folder of numbered pictures, and measures it.
 
-    template  for a folder: file names such as "img_{:05}.jpg"; None where the folder has one series of pictures.
-              Numbers may start anywhere and be padded in any way
+    template  for a folder: file names such as "img_{:05}.jpg", the numbers starting anywhere and padded in
+              any way; None where the folder has one series of pictures
     start     for a folder: the number of frame 0; None: the lowest
     fps       for a folder: frames per second; None: 25, noted
-    decoder   "auto": as the environment's MAREY_DECODER says, else torchcodec where it loads, else PyAV. Files of
-              which torchcodec would give other frames are always read by PyAV
+    decoder   "auto": as the environment's MAREY_DECODER says, else torchcodec where it loads, else PyAV.
+              Files of which torchcodec would give other frames are always read by PyAV
     upright   turn and mirror frames as the file's metadata say; False: as stored
-    limits    see `Limits`
     thorough  decode the whole file once, by PyAV, so that damaged frames are counted in `notes`
     threads   for decoding
 
@@ -199,26 +197,31 @@ def read_video(
     transparency dropped. Of several video streams the default one is read. The errors are listed above.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
+    if Path(path).is_dir():
         return _read_folder(path, template, start, fps, upright, limits, thorough)
     name, _ = decoder_choice(decoder)
     file = open_media(path, limits)
     try:
-        opened: Decoder = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
-        index = opened.index
+        measured = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
+        index = measured.index
         if thorough or not suits_torchcodec(file.kind, index):
             name = "pyav"
-        reopen = functools.partial(
-            reopen_file, path, file.stamp, limits, index, name, upright=upright, threads=threads
-        )
+        opened: Decoder = measured
         if name == "torchcodec":
-            opened = open_decoder(opened.detach(), limits, index, name, upright=upright, threads=threads)
+            opened = open_decoder(measured.detach(), limits, index, name, upright, threads)
     except BaseException:
         file.raw.close()
         raise
-    picture = index.picture
-    size = (picture.height, picture.width) if upright and picture.turn[0] else (picture.width, picture.height)
-    return Video(path, size, index.seconds, index.last, index.notes, limits, reopen, opened)
+    return Video(
+        path,
+        size=index.picture.shown(upright),
+        timestamps=index.seconds,
+        last=index.last,
+        notes=index.notes,
+        limits=limits,
+        reopen=partial(reopen, path, file.stamp, limits, index, name, upright, threads),
+        decoder=opened,
+    )
 
 
 def _read_folder(
@@ -234,16 +237,19 @@ def _read_folder(
     if fps is not None and not fps > 0:
         raise UsageError("FPS", f"fps must be above 0, not {fps}")
     folder = scan_folder(path, template, start, limits, upright)
-    reopen = functools.partial(FolderDecoder, path, folder, limits, upright)
-    decoder = reopen()
+    again = partial(FolderDecoder, path, folder, limits, upright)
+    decoder = again()
     if thorough:
         decoder.check_all()
-    notes = folder.notes
-    if fps is None:
-        notes += (
-            Note("FPS_ASSUMED", f"a folder has no frame rate; {FOLDER_FPS:g} frames per second are assumed"),
-        )
     rate = fps or FOLDER_FPS
+    assumed = Note("FPS_ASSUMED", f"a folder has no frame rate; {rate:g} frames per second are assumed")
     return Video(
-        path, folder.size, np.arange(len(folder.names)) / rate, 1 / rate, notes, limits, reopen, decoder
+        path,
+        size=folder.size,
+        timestamps=np.arange(len(folder.names)) / rate,
+        last=1 / rate,
+        notes=folder.notes if fps else (*folder.notes, assumed),
+        limits=limits,
+        reopen=again,
+        decoder=decoder,
     )

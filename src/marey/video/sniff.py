@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from marey.errors import MediaError
 from marey.video.limits import Limits, exceeded
@@ -81,7 +82,7 @@ class MediaFile:
     indexed: bool = True
 
     def check_unchanged(self) -> None:
-        """Raises MEDIA_CHANGED where the file was written to since it was opened; removed or replaced is fine."""
+        """Raises MEDIA_CHANGED where the open file was written to; its name may be gone or be another's."""
         status = os.fstat(self.raw.fileno())
         if (status.st_size, status.st_mtime_ns) != self.stamp:
             raise changed(self.path)
@@ -90,15 +91,15 @@ class MediaFile:
 def open_media(path: str, limits: Limits) -> MediaFile:
     """Opens a video file, without waiting on pipes and devices.
 
-    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or none of the
-    containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
+    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or none of
+    the containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
     """
     try:  # without O_NONBLOCK, opening a pipe waits for its writer
         raw = io.FileIO(
             os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         )
     except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
+        what = "is a link to a file that does not exist" if Path(path).is_symlink() else "does not exist"
         raise MediaError("NOT_FOUND", f"{path!r} {what}; check the name") from error
     except (OSError, ValueError) as error:
         raise no_access(path, error) from error
@@ -153,7 +154,7 @@ def kind_of(head: bytes, path: str) -> str:
 
 
 def _is_transport_stream(head: bytes) -> bool:
-    """A sync byte every 188 bytes (192 and 204 with time or parity), also where the file begins inside a packet."""
+    """A sync byte every 188 bytes (192 and 204 with time or parity), from anywhere in the first packet on."""
     for size in (188, 192, 204):
         for start in range(min(size, len(head) - 2 * size)):
             if set(head[start : start + 8 * size : size]) == {0x47}:
@@ -173,7 +174,7 @@ def _read_headers(file: MediaFile, limits: Limits) -> None:
 
 
 def _read_mp4(file: MediaFile, limits: Limits) -> None:
-    """Walks the boxes; frame tables are counted, not read (their fields: ISO/IEC 14496-12, 8.4.3, 8.7.3, 8.8.8)."""
+    """Walks the boxes; frame tables are only counted (fields: ISO/IEC 14496-12, 8.4.3, 8.7.3 and 8.8.8)."""
     raw, picture, in_fragments = file.raw, False, 0
     file.indexed = False
     for kind, start, end in _boxes(file):
@@ -195,7 +196,7 @@ def _read_mp4(file: MediaFile, limits: Limits) -> None:
 
 
 def _boxes(file: MediaFile) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of content, end) of every box of an MP4, outer before inner; a cut box ends beyond the file."""
+    """(type, start of content, end) of every box of an MP4, outer before inner; a cut one ends behind it."""
     place, ends = 0, [file.stamp[0]]
     for _ in range(_MOST_BOXES):
         while ends and place + 8 > ends[-1]:
@@ -234,8 +235,8 @@ def _riff_end(raw: io.FileIO, size: int) -> int:
 
 
 def _segment_end(head: bytes) -> int:
-    """Where a Matroska segment ends (RFC 9559): after its identifier stands a length with as many leading zero
-    bits as it has bytes beyond one; all other bits 1 mean unknown."""
+    """Where a Matroska segment ends (RFC 9559): after its identifier stands a length, whose first byte begins
+    with as many zero bits as bytes follow it; all bits after the first 1 being 1 mean that it is unknown."""
     place = head.find(b"\x18\x53\x80\x67") + 4
     if place < 4 or place >= len(head) or head[place] == 0:
         return 0

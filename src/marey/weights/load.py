@@ -100,14 +100,11 @@ def _fit(
         if found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
             steps = target.shape[2]
             value = (value / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)
-        if ours in HEAD and value.ndim == target.ndim and len(value) != len(target):
-            left_out[theirs] = f"{len(value)} classes in the file, {len(target)} in the network"
-        elif (
-            value.shape == target.shape
-            and _plain(value)
-            and value.is_floating_point() == target.is_floating_point()
-        ):
+        alike = _alike(value, target)
+        if alike and value.shape == target.shape:
             values[ours] = value
+        elif alike and ours in HEAD and value.ndim and value[:1].shape == target[:1].shape:
+            left_out[theirs] = f"{len(value)} classes in the file, {len(target)} in the network"
         else:
             unfit.append(f"{theirs} {list(value.shape)} for {list(target.shape)}")
             values[ours] = target
@@ -122,9 +119,10 @@ def _fit(
     return values, left_out
 
 
-def _plain(value: Tensor) -> bool:
-    """Whether the tensor is numbers in memory, not a sparse, quantised or empty shell of one."""
-    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
+def _alike(value: Tensor, target: Tensor) -> bool:
+    """Whether the value is plain numbers of the target's kind, not sparse, quantised or without memory."""
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return plain and value.is_floating_point() == target.is_floating_point()
 
 
 def _mismatch(*, missing: list[str], unexpected: list[str], unfit: list[str]) -> WeightsError:

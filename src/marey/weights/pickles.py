@@ -25,7 +25,7 @@ from torch import Tensor
 from marey.errors import WeightsError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of files written before PyTorch 1.6
-MOST_OPCODES = 20_000_000
+MOST_OPCODES = 5_000_000  # some seconds; a file with 1,000 tensors has 50,000
 
 STORAGES = {
     f"torch.{name}Storage": dtype
@@ -84,7 +84,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.Size": tuple,
+    "torch.Size": torch.Size,
     "torch.device": lambda *args: ":".join(map(str, args)),
     "collections.OrderedDict": dict,
     "collections.defaultdict": lambda *_: {},
@@ -254,7 +254,8 @@ def _call(what: Any, args: tuple[Any, ...]) -> Any:
         return Record()
     if isinstance(what, Name) and what in CALLS:
         return CALLS[what](*args)
-    raise WeightsError("WEIGHTS_UNSAFE", f"the file calls {str(what)[:80]!r}; nothing of it was run")
+    called = what[:80] if isinstance(what, str) else type(what).__name__
+    raise WeightsError("WEIGHTS_UNSAFE", f"the file calls {called!r}; nothing of it was run")
 
 
 def _build(target: Any, state: Any) -> None:
@@ -292,10 +293,10 @@ def read_pickle(path: Path) -> Any:
         ) from None
 
 
-def _storage(key: Any) -> tuple[torch.dtype, str, int]:
+def _storage(pid: Any) -> tuple[torch.dtype, str, int]:
     """(dtype, key, number of elements) of a persistent id."""
-    kind, name, key, _, count = key[:5]
-    if kind != "storage" or (len(key) > 5 and key[5] is not None) or count < 0:
+    kind, name, key, _, count, *view = pid
+    if kind != "storage" or any(view) or count < 0:
         raise ValueError(f"unknown tensor memory {kind!r}")
     return STORAGES[name], key, count
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     if start.startswith(b"PK"):
         _check_archive(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of newer pickle protocols, which read_pickle knows
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         found = read_pickle(path)  # names what torch refused, or reads it where it is harmless
     except Exception as error:  # a damaged file can break any step of torch's reader
