@@ -42,8 +42,8 @@ def demo(
 
     found = run(out, seed=seed)
     print(f"test accuracy {found.accuracy:.1%} on {found.clips} clips")
-    for line in found.predictions:
-        print(line)
+    for seen in found.predictions:
+        print(f"{seen.source}  " + "  ".join(f"{name} {score:.1%}" for score, name in seen.top()))
     print(f"report {found.report}")
 
 
@@ -220,13 +220,12 @@ def data_check(
     classes: Annotated[Path | None, typer.Option(help="File with the class names in label order.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths start from.")] = None,
     layout: Annotated[str, typer.Option("--format", help="Layout of the lists.")] = "auto",
-    template: Annotated[str, typer.Option(help="Names in folders of frames.")] = "img_{:05}.jpg",
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
     seconds: Annotated[float, typer.Option(help="Time limit for one file.")] = 600.0,
     as_json: Json = False,
 ) -> None:
     """Read lists and every file in them, in parallel, and name what is wrong with which."""
-    import msgspec
-
+    from marey.jobs.check import as_json as report_json
     from marey.jobs.check import check, lines
     from marey.jobs.setup import cores
 
@@ -242,7 +241,7 @@ def data_check(
         format=layout,
         template=template,
     )
-    print(msgspec.json.encode(report).decode() if as_json else "\n".join(lines(report)))
+    print(report_json(report) if as_json else "\n".join(lines(report)))
     if not report.ok:
         raise typer.Exit(SOME_FAILED)
 

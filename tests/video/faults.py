@@ -169,6 +169,19 @@ def replaced(packet: Packet, data: bytes) -> Packet:
     return new
 
 
+def hidden_frames(path: Path, count: int, hidden: Sequence[int]) -> Path:
+    """A WebM in VP8 with frames that are decoded, but not shown."""
+
+    def hide(packets: list[Packet]) -> list[Packet]:
+        data = [bytearray(bytes(packet)) for packet in packets]
+        for place in hidden:
+            data[place][0] &= 0xEF  # show_frame; RFC 6386, 9.1
+        return [replaced(packet, bytes(d)) for packet, d in zip(packets, data, strict=True)]
+
+    options = {"g": "100", "deadline": "realtime", "lag-in-frames": "0"}
+    return write(path, count, codec="libvpx", options=options, edit=hide)
+
+
 def webm_without_duration(path: Path, count: int = 40) -> Path:
     """A WebM as a live stream: no duration, no cues, sizes unknown."""
     return write(path, count, codec="libvpx", options={"deadline": "realtime"}, muxing={"live": "1"})

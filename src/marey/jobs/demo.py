@@ -25,7 +25,7 @@ class Demo(NamedTuple):
 def demo(folder: str | os.PathLike[str] = "demo", *, seed: int = 0) -> Demo:
     """Render moving shapes, train the small network of `demo.moving_shapes`, test it, predict, report.
 
-    Everything goes into `folder`; videos that are there from an earlier demo of the seed are used again.
+    Everything goes into `folder`; a seed always gives the same videos.
     """
     folder = Path(folder)
     lists = render_moving_shapes(folder / f"videos-{seed}", train=60, val=10, test=40, seed=seed)

@@ -1,6 +1,7 @@
 """`marey test`: every clip of a list exactly once, whatever the number of processes, and its numbers."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from marey.jobs.doctor import environment
 from marey.jobs.predict import score_views
 from marey.jobs.progress import Progress
 from marey.jobs.report import write_report
+from marey.jobs.runs import plain_json
 from marey.metrics.mean_ap import (
     average_precision,
     mean_average_precision,
@@ -227,10 +229,14 @@ def test(
     plan = load_recipe(recipe, overrides)
     plan = load_recipe(plan, {} if average_clips is None else {"clips.average": average_clips})
     fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
-    lists = setup.open_lists(plan.data, training=False)
-    plan = setup.complete(plan, lists)
+    model = setup.trained_model(plan, checkpoint)
+    names = setup.known_names(model)
+    lists = setup.open_lists(plan.data, training=False, classes=None if plan.data.classes else names)
+    plan = setup.complete(_sized(plan, int(model.num_classes)), lists)  # type: ignore[arg-type]
     clips = lists.given()[0]
-    model, classes = setup.trained_model(plan, checkpoint, lists)
+    classes = names or setup.class_names(lists, plan.model.num_classes or 0)
+    _same_names(checkpoint, names, clips)
+    _note_differences(plan, model)
     several = bool(plan.data.multi_label)
     with Pool(setup.decoding_workers(plan.data), plan.data.seconds) as pool:
         scored = score_list(
@@ -252,6 +258,34 @@ def test(
     return found
 
 
+def _sized(recipe: Recipe, classes: int) -> Recipe:
+    return msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, num_classes=classes))
+
+
+def _same_names(checkpoint: str | os.PathLike[str], names: tuple[str, ...] | None, clips: ClipList) -> None:
+    """Labels mean the same to checkpoint and list, or the accuracy would be of something else."""
+    listed = clips.classes
+    for label, (name, other) in enumerate(zip(names or (), listed or (), strict=False)):
+        if name != other and other != str(label):
+            raise DataError(
+                "LABEL_NAMES",
+                f"label {label} is {name!r} in {checkpoint}, but {other!r} in {clips.name}; give the names "
+                "in the checkpoint's order (data.classes=FILE)",
+            )
+
+
+def _note_differences(recipe: Recipe, model: nn.Module) -> None:
+    """Say how the recipe feeds the network otherwise than it was trained."""
+    own = getattr(model, "preprocess", None)
+    if getattr(model, "metadata", None) is None or not isinstance(own, Preprocess):
+        return
+    fields = ("frames", "interval", "sampling", "short_side", "crop", "mean", "std", "channel_order")
+    for name in fields:
+        now, then = getattr(recipe.clips, name), getattr(own, name)
+        if now != then:
+            print(f"note: clips.{name} is {now}; the checkpoint was trained with {then}", file=sys.stderr)
+
+
 def _leave(
     found: dict[str, Any], scored: Scored, clips: ClipList, out: Path | None, run: Path | None
 ) -> None:
@@ -259,7 +293,7 @@ def _leave(
     if folder is None:
         return
     with replacing(out or folder / "results.json") as part:
-        part.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        part.write_text(plain_json(found) + "\n", encoding="utf-8")
     write_scores((out.with_suffix(".parquet") if out else folder / "scores.parquet"), scored, clips)
     if run is not None and out is None:
         write_report(run)

@@ -1,5 +1,6 @@
 """`marey predict`: videos in, classes out; whole videos by the network's test protocol, or a timeline."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,7 +48,7 @@ class Prediction(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def json(self) -> str:
         """One line of JSON."""
-        return msgspec.json.encode(self).decode()
+        return json.dumps(msgspec.to_builtins(self))
 
 
 def predict(

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Run:
         """A readable JSON file, whole or not at all."""
         if not self.quiet:
             with replacing(path) as part:
-                part.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+                part.write_text(plain_json(value) + "\n", encoding="utf-8")
 
     def add_metrics(self, row: Mapping[str, float | int | None]) -> None:
         """One row of metrics.csv; columns that were not measured stay empty."""
@@ -79,6 +80,11 @@ class Run:
 
 def _cell(value: float | int | None) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def plain_json(value: Any) -> str:
+    """Readable JSON in ASCII: a name that is no text in UTF-8 comes through, and back, as it is."""
+    return json.dumps(msgspec.to_builtins(value), indent=2)
 
 
 def new_run(root: Path, recipe: Recipe) -> Path:

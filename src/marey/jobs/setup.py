@@ -1,6 +1,7 @@
 """From a recipe to what a job works with: lists, a recipe without gaps, the network."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,30 +28,44 @@ class Lists(NamedTuple):
         return [clips for clips in self if clips is not None]
 
 
-def open_lists(data: Data, *, training: bool) -> Lists:
+def open_lists(data: Data, *, training: bool, classes: Sequence[str] | None = None) -> Lists:
     """Read the lists that a training or a test needs; test falls back to val.
 
+    classes  names in label order that the lists must follow; None: data.classes, else the first list's own
     Raises UsageError NO_DATA when the recipe does not say where the videos are, DataError for wrong lists.
     """
-    names = {"train": data.train, "val": data.val} if training else {"test": data.test or data.val}
     needed = "train" if training else "test"
-    if names[needed] is None:
-        raise UsageError(
-            "NO_DATA", f"no {needed} videos; give data.{needed}=LIST (a file or a folder per class)"
-        )
-    read = {
-        name: read_list(
+    paths, splits = _paths(data, training)
+    if needed not in paths:
+        hint = f"give data.{needed}=LIST, a list file or a folder with a folder per class"
+        raise UsageError("NO_DATA", f"the recipe names no {needed} videos; {hint}")
+    read: dict[str, ClipList] = {}
+    for name, path in paths.items():
+        first = read["train"].classes if "train" in read else None
+        read[name] = read_list(
             path,
             format=data.format,
             root=data.root,
-            classes=data.classes,
+            classes=data.classes or classes or first,
             multi_label=data.multi_label,
             template=data.template,
+            first_label=data.first_label,
+            split=splits.get(name),
         )
-        for name, path in names.items()
-        if path is not None
-    }
     return Lists(read.get("train"), read.get("val"), read.get("test"))
+
+
+def _paths(data: Data, training: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Which list each part is read from, and which split of it where there is one list for all."""
+    if data.splits is None:
+        given = {"train": data.train, "val": data.val} if training else {"test": data.test or data.val}
+        return {name: path for name, path in given.items() if path is not None}, {}
+    if data.train or data.val or data.test:
+        raise UsageError("NO_DATA", "give either data.splits, or data.train, data.val and data.test")
+    there = read_list(data.splits, format=data.format, root=data.root, template=data.template).splits
+    wanted = {"train": "train", "val": "val"} if training else {"test": "test" if "test" in there else "val"}
+    splits = {name: split for name, split in wanted.items() if name != "val" or split in there}
+    return dict.fromkeys(splits, data.splits), splits
 
 
 def complete(recipe: Recipe, lists: Lists) -> Recipe:
@@ -63,18 +78,19 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     if any(len(clips.unlike(0)) < len(clips) and not clips.multi_label for clips in given):
         raise DataError("LABEL_COUNT", "training and testing need a label for every clip; some list has none")
     names = same_classes(*given)
-    count = recipe.model.num_classes or max(len(names or ()), *(clips.num_classes for clips in given))
+    fixed = recipe.model.num_classes
+    count = fixed or max(len(names or ()), *(clips.num_classes for clips in given))
     for clips in given:
-        check_labels(clips, count if recipe.model.num_classes else None)
+        check_labels(clips, None if clips is lists.train and fixed is None else count)
     data = recipe.data
+    full = {
+        name: _full(getattr(data, name)) for name in ("train", "val", "test", "splits", "root", "classes")
+    }
+    several = any(clips.multi_label for clips in given)
     return msgspec.structs.replace(
         recipe,
         model=msgspec.structs.replace(recipe.model, num_classes=count),
-        data=msgspec.structs.replace(
-            data,
-            multi_label=any(clips.multi_label for clips in given),
-            **{name: _full(getattr(data, name)) for name in ("train", "val", "test", "root", "classes")},
-        ),
+        data=msgspec.structs.replace(data, multi_label=several, **full),
     )
 
 
@@ -96,31 +112,25 @@ def build_model(recipe: Recipe, seed: int) -> tuple[nn.Module, LoadReport | None
     return model, getattr(model, "load_report", None)
 
 
-def trained_model(
-    recipe: Recipe, checkpoint: str | os.PathLike[str], lists: Lists
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The recipe's network with a checkpoint's weights, and the class names, which must be the list's.
+def trained_model(recipe: Recipe, checkpoint: str | os.PathLike[str]) -> nn.Module:
+    """The recipe's network with a checkpoint's weights, for as many classes as the checkpoint has.
 
-    Raises WeightsError WEIGHTS_MISMATCH for another class count, DataError LABEL_NAMES when the names, or
-    their order, differ from the checkpoint's.
+    Raises WeightsError WEIGHTS_MISMATCH when the recipe says another class count, or there is no classifier.
     """
-    names = class_names(lists, recipe.model.num_classes or 0)
-    model: Any = create_model(recipe.model.name, len(names), weights=checkpoint, **recipe.model.options)
+    plan = recipe.model
+    model: Any = create_model(plan.name, plan.num_classes, weights=checkpoint, **plan.options)
     if model.load_report.head != "loaded":
         raise WeightsError(
             "WEIGHTS_MISMATCH",
-            f"{checkpoint} has no classifier for {len(names)} classes: {model.load_report.summary()}",
+            f"{checkpoint} has no classifier for {model.num_classes} classes: {model.load_report.summary()}",
         )
-    own = model.class_names
-    if own is not None and lists.given()[0].classes is not None and tuple(own) != names:
-        clips = lists.given()[0]
-        wrong = next(i for i, pair in enumerate(zip(own, names, strict=True)) if pair[0] != pair[1])
-        raise DataError(
-            "LABEL_NAMES",
-            f"label {wrong} is {own[wrong]!r} in {checkpoint}, but {names[wrong]!r} in {clips.name}; "
-            "give the list the checkpoint's class names (data.classes=FILE)",
-        )
-    return model.eval(), tuple(own or names)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def known_names(model: nn.Module) -> tuple[str, ...] | None:
+    """The class names a network carries, None where they are only the labels' numbers."""
+    names: tuple[str, ...] | None = getattr(model, "class_names", None)
+    return None if names is None or names == tuple(map(str, range(len(names)))) else names
 
 
 def decoding_workers(data: Data) -> int:

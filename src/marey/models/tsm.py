@@ -21,8 +21,8 @@ from marey.models.resnet import to_clips, to_frames, trunk
 class Shift(torch.autograd.Function):
     """Some channels of [N * S, C, H, W] moved by a frame within each pass of S frames, zero at the ends.
 
-    A copy of all and two slices of it is the cheapest of the ways that `benchmarks/tsm_shift.py` compares;
-    the gradient is the shift with the directions exchanged, ten times cheaper than recording the slices.
+    A copy of all, then two slices of it: no dearer than the other ways in `benchmarks/tsm_shift.py`; the
+    gradient, the shift with directions exchanged, is six to ten times cheaper than recorded slice copies.
     """
 
     @staticmethod

@@ -28,10 +28,12 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Which videos, and how they are read.
 
     train, val, test  a list or a folder per class each; test falls back to val
+    splits            instead of the three: one list with a `split` column, or a folder of train/, val/, test/
     format            layout of the lists, see docs/data.md; "auto" finds it from the content
     root              folder that relative paths start from; None: the list's own folder
     classes           file with the class names in label order; None: from the lists
-    template          file names in folders of frames
+    template          file names in folders of frames, for example "img_{:05}.jpg"; None: found
+    first_label       number of the first class in the lists: 1 for lists that count from 1
     multi_label       None: as the lists say
     workers           decoding processes; -1: one per core, at most eight; 0: in the training process
     seconds           time limit for one clip, after which its file counts as bad
@@ -44,10 +46,12 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     train: str | None = None
     val: str | None = None
     test: str | None = None
+    splits: str | None = None
     format: str = "auto"
     root: str | None = None
     classes: str | None = None
-    template: str = "img_{:05}.jpg"
+    template: str | None = None
+    first_label: int = 0
     multi_label: bool | None = None
     workers: int = -1
     seconds: float = 60.0

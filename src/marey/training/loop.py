@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from marey.errors import MareyError
 from marey.training.distributed import anyone
@@ -16,7 +16,7 @@ from marey.training.optim import set_lr
 class Examples(NamedTuple):
     """What one step learns from: clip float [B, 3, T, H, W], targets int64 [B] or float [B, C].
 
-    real is how many of the B clips count: 0 for a stand-in, which changes nothing and keeps processes in step.
+    real is how many of the B clips count: 0 for a stand-in that keeps processes in step and changes nothing.
     """
 
     clip: Tensor
@@ -37,7 +37,7 @@ class Step(NamedTuple):
 
 def train_steps(
     fabric: Fabric,
-    model: nn.Module,
+    model: Any,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Examples],
     *,

@@ -1,6 +1,7 @@
 """A name, perhaps with weights, becomes a network that carries its preprocessing and class names."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from torch import nn
 from marey.errors import UsageError
 from marey.models import build
 from marey.weights.load import class_count, load_weights
-from marey.weights.native import load_checkpoint, read_card
+from marey.weights.native import KEY, load_checkpoint, read_card
 from marey.weights.published import RELEASES, family_preprocess, locate
 from marey.weights.reading import read_weights
 
@@ -37,7 +38,7 @@ def create_model(
     if weights is not None:
         path = locate(weights)
         tensors, metadata = read_weights(path)
-        origin = read_card(metadata, tensors, path) or RELEASES.get(path.stem)
+        origin = read_card(metadata[KEY], tensors, path) if KEY in metadata else RELEASES.get(path.stem)
         if origin is not None and origin.model != name:
             raise UsageError(
                 "WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}"
@@ -61,7 +62,9 @@ def create_model(
 
 def open_model(source: str | os.PathLike[str]) -> nn.Module:
     """The network of a checkpoint or a release (by name or file), in evaluation mode, ready to predict."""
-    path = locate(source)
+    path = Path(source)
+    if not path.exists():
+        path = locate(source)
     if path.stem in RELEASES:
         return create_model(RELEASES[path.stem].model, weights=path).eval()
     return load_checkpoint(path)

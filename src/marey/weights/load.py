@@ -55,7 +55,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str,
         unwrap(source, "the state_dict") if isinstance(source, Mapping) else read_weights(locate(source))[0]
     )
     own = model.state_dict()
-    kind, found, may_lack = "marey", Match({name: name for name in tensors}, {}, {}, []), ()
+    kind, found, may_lack = "marey", Match(dict(zip(tensors, tensors, strict=True)), {}, {}, []), ()
     for name, layout in LAYOUTS.items():
         if not layout.SIGNS.isdisjoint(tensors):
             kind, found, may_lack = name, layout.translate(tensors, model), layout.MAY_LACK
@@ -65,15 +65,13 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str,
             "WEIGHTS_LAYOUT", f"no known layout names its tensors {names}; known: {[*LAYOUTS, 'marey']}"
         )
     values, left_out = _fit(own, tensors, found, may_lack)
-    bad = [name for name, value in values.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise WeightsError(
-            "WEIGHTS_NOT_FINITE", f"{len(bad)} tensors hold NaN or infinity, for example {bad[0]!r}"
-        )
+    for name, value in values.items():
+        if not value.isfinite().all():
+            raise WeightsError("WEIGHTS_NOT_FINITE", f"the file's {name!r} holds NaN or infinity")
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
-    fresh = tuple(name for name in own if name not in values)
+    fresh = tuple(sorted(own.keys() - values.keys()))
     return LoadReport(kind, len(values), left_out, "fresh" if HEAD[0] in fresh else "loaded", fresh)
 
 
@@ -100,7 +98,8 @@ def _fit(
         if found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
             steps = target.shape[2]
             value = (value / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)
-        alike = _alike(value, target)
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        alike = plain and value.is_floating_point() == target.is_floating_point()
         if alike and value.shape == target.shape:
             values[ours] = value
         elif alike and ours in HEAD and value.ndim and value[:1].shape == target[:1].shape:
@@ -117,12 +116,6 @@ def _fit(
     if missing or unexpected or unfit:
         raise _mismatch(missing=missing, unexpected=unexpected, unfit=unfit)
     return values, left_out
-
-
-def _alike(value: Tensor, target: Tensor) -> bool:
-    """Whether the value is plain numbers of the target's kind, not sparse, quantised or without memory."""
-    plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
-    return plain and value.is_floating_point() == target.is_floating_point()
 
 
 def _mismatch(*, missing: list[str], unexpected: list[str], unfit: list[str]) -> WeightsError:

@@ -92,13 +92,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> nn.Module:
     ours or contradicts itself, and those of `load_weights`.
     """
     tensors, metadata = read_weights(path)
-    card = read_card(metadata, tensors, path)
-    if card is None:
+    if KEY not in metadata:
         raise WeightsError(
             "WEIGHTS_CARD",
             f"{os.fspath(path)!r} does not say which network it belongs to; marey.create_model(NAME, "
             "weights=FILE) takes such files",
         )
+    card = read_card(metadata[KEY], tensors, path)
     model: Any = build(card.model, card.num_classes, **card.overrides)
     load_weights(model, tensors)
     model.preprocess, model.class_names = card.preprocess, card.class_names
@@ -108,30 +108,22 @@ def load_checkpoint(path: str | os.PathLike[str]) -> nn.Module:
     return network
 
 
-def read_card(
-    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str | os.PathLike[str]
-) -> Card | None:
-    """The card in a file's metadata, or None; it is checked against the tensors before a network is built."""
-    if KEY not in metadata:
-        return None
+def read_card(text: str, tensors: Mapping[str, Tensor], where: str | os.PathLike[str]) -> Card:
+    """The card of a file, checked against the file's tensors before a network is built from it."""
     try:
-        card = msgspec.json.decode(metadata[KEY], type=Card)
+        card = msgspec.json.decode(text, type=Card)
         with torch.device("meta"):  # takes no memory, whatever size the card claims
             shell = build(card.model, card.num_classes, **card.overrides).state_dict()
     except (msgspec.MsgspecError, MareyError, RuntimeError, TypeError) as error:
-        raise WeightsError(
-            "WEIGHTS_CARD", f"{os.fspath(where)!r} has a card that cannot be used: {error}"
-        ) from None
-    shapes = {name: value.shape for name, value in shell.items()}
-    if card.format != FORMAT or shapes != {name: value.shape for name, value in tensors.items()}:
+        raise WeightsError("WEIGHTS_CARD", f"{os.fspath(where)!r} has an unusable card: {error}") from None
+    fits = shell.keys() == tensors.keys()
+    for name in shell if fits else ():
+        fits = fits and shell[name].shape == tensors[name].shape
+    if not fits or card.format != FORMAT or digest(tensors) != card.sha256:
         raise WeightsError(
             "WEIGHTS_CARD",
-            f"{os.fspath(where)!r} (layout {card.format}, marey {card.marey}) does not hold the tensors of "
-            f"{card.model}; a newer marey may read it",
-        )
-    if digest(tensors) != card.sha256:
-        raise WeightsError(
-            "WEIGHTS_CARD", f"{os.fspath(where)!r} is damaged: its tensors have changed since it was saved"
+            f"{os.fspath(where)!r} does not hold the tensors of {card.model} that its card tells of (layout "
+            f"{card.format}, written by marey {card.marey}): it is damaged, or a newer marey is needed",
         )
     return card
 

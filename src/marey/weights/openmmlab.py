@@ -35,38 +35,35 @@ TABLE = table("""
 def translate(names: Collection[str], model: nn.Module) -> Match:
     """Our names for the file's; raises WEIGHTS_MISMATCH where file and model are different networks."""
     found = match(TABLE, names)
-    shifted, non_local = set(), set()
+    shifted, attending, in_file, pooled = set(), set(), set(), set()
     for name, module in model.named_modules():
         if isinstance(module, TimeShift):
-            shifted.add(name.removesuffix(".shift") + ".conv.weight")
+            shifted.add(name.replace(".shift", ".conv.weight"))
         if name.endswith(".non_local"):
-            non_local.add(name)
-    in_file = {
-        ours.partition(".non_local.")[0] + ".non_local" for ours in found.filled if ".non_local." in ours
-    }
-    pooled = {"stage2"} if any(".layer2.net." in f".{name}" for name in names) else set()
-    for what, theirs, ours, advice in (
-        (
-            "sees shifted frames",
-            set(found.marks),
-            shifted,
-            "TSM files go into tsm_* models of their depth, TSN "
-            "files into tsn_*, 2D ImageNet files into both",
-        ),
-        (
-            "sees half of the frames",
-            pooled,
-            {"stage2"} if getattr(model, "temporal_pool", False) else set(),
-            "create the model with temporal_pool=... to suit",
-        ),
-        ("is a non-local block", in_file, non_local, "create the model with non_local=... to suit"),
-    ):
-        if theirs != ours:
-            raise WeightsError(
-                "WEIGHTS_MISMATCH",
-                f"what {what} differs: {_some(theirs)} in the file, {_some(ours)} in the network; {advice}",
-            )
+            attending.add(name)
+    for ours, theirs in found.filled.items():
+        if ".non_local." in ours:
+            in_file.add(ours.partition(".non_local.")[0] + ".non_local")
+        if ".net." in theirs.partition(".conv")[0]:
+            pooled.add("stage2")
+    halved = {"stage2"} if getattr(model, "temporal_pool", False) else set()
+    _compare(
+        "shifted in time",
+        set(found.marks),
+        shifted,
+        "tsm_* take TSM files, tsn_* TSN files, both 2D ones",
+    )
+    _compare("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit")
+    _compare("a non-local block", in_file, attending, "create the model with non_local=... to suit")
     return found
+
+
+def _compare(what: str, in_file: set[str], in_model: set[str], advice: str) -> None:
+    if in_file != in_model:
+        raise WeightsError(
+            "WEIGHTS_MISMATCH",
+            f"file and network differ in what is {what}: {_some(in_file)} against {_some(in_model)}; {advice}",
+        )
 
 
 def _some(names: set[str]) -> str:
