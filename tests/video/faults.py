@@ -7,6 +7,8 @@ be checked without a second decoder. Everything is written with PyAV, whose whee
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import av
@@ -34,7 +36,9 @@ def number(pixels: npt.ArrayLike) -> int:
     gray = np.asarray(pixels, dtype=np.float64).mean(axis=2)
     rows = np.arange(gray.shape[0]) * 2 // gray.shape[0]
     columns = np.arange(gray.shape[1]) * 8 // gray.shape[1]
-    bits = [gray[np.ix_(rows == row, columns == column)].mean() > 128 for row in (0, 1) for column in range(8)]
+    bits = [
+        gray[np.ix_(rows == row, columns == column)].mean() > 128 for row in (0, 1) for column in range(8)
+    ]
     return int(sum(bit << place for place, bit in enumerate(bits)))
 
 
@@ -154,7 +158,10 @@ def packed_bitstream(path: Path, count: int = 61) -> Path:
         data = [bytes(packet) for packet in packets]
         for i in range(1, len(packets) - 1, 2):  # I P B P B ...
             data[i], data[i + 1] = data[i] + data[i + 1], vop + b"\x50\x91"
-        data = [d.replace(vop, who + vop, 1) if packet.is_keyframe else d for d, packet in zip(data, packets, strict=True)]
+        data = [
+            d.replace(vop, who + vop, 1) if packet.is_keyframe else d
+            for d, packet in zip(data, packets, strict=True)
+        ]
         return [replaced(packet, d) for packet, d in zip(packets, data, strict=True)]
 
     options = {"bf": "1", "b_strategy": "0", "g": "12", "sc_threshold": "1000000000"}
@@ -304,7 +311,14 @@ def codec_changes(path: Path) -> Path:
 
 def huge_pictures(path: Path) -> Path:
     """A few kilobytes of one colour at 8192 x 8192."""
-    with av.open(str(path), "w") as output:
+    path.write_bytes(_huge_pictures())
+    return path
+
+
+@cache
+def _huge_pictures() -> bytes:
+    file = BytesIO()
+    with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("libx264", rate=25, options={"preset": "ultrafast", "crf": "51"})
         stream.width, stream.height, stream.pix_fmt = 8192, 8192, "yuv420p"
         frame = VideoFrame(8192, 8192, "yuv420p")
@@ -314,7 +328,7 @@ def huge_pictures(path: Path) -> Path:
             frame.pts = None
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
-    return path
+    return file.getvalue()
 
 
 def promises_many_frames(path: Path, count: int = 1_000_000) -> Path:
@@ -343,7 +357,9 @@ def many_frames(path: Path, count: int) -> Path:
         stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
         packets = []
         for i in range(3):
-            frame = VideoFrame.from_ndarray(np.full((16, 16, 3), 90, np.uint8), "rgb24").reformat(format="yuv420p")
+            frame = VideoFrame.from_ndarray(np.full((16, 16, 3), 90, np.uint8), "rgb24").reformat(
+                format="yuv420p"
+            )
             frame.pts = i
             packets += stream.encode(frame)
         key, still = bytes(packets[0]), bytes(packets[1])

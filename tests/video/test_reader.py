@@ -87,12 +87,16 @@ def decode_all(path: Path) -> list[np.ndarray]:
     """Every frame by PyAV alone, in the order it gives them."""
     with av.open(str(path), format=open_media(str(path), Limits()).kind) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        return [frame.to_ndarray(format="rgb24", interpolation="BICUBIC") for frame in container.decode(video=0)]
+        return [
+            frame.to_ndarray(format="rgb24", interpolation="BICUBIC") for frame in container.decode(video=0)
+        ]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", STREAMS)
-def test_frames_in_any_order_are_those_of_decoding_from_the_start(stream: Make, name: str, decoder: str) -> None:
+def test_frames_in_any_order_are_those_of_decoding_from_the_start(
+    stream: Make, name: str, decoder: str
+) -> None:
     path = stream(name)
     expected = decode_all(path)
     assert faults.numbers(expected) == list(range(COUNT))
@@ -106,11 +110,15 @@ def test_frames_in_any_order_are_those_of_decoding_from_the_start(stream: Make, 
         for some in np.array_split(order, 12):
             assert faults.numbers(video.frames(some)) == some.tolist()
         # FFmpeg 5 in torchcodec loses frames after seeking to an open group; that is seen, and PyAV takes over
-        assert {note.code for note in video.notes} <= ({"DECODER_CHANGED"} if decoder == "torchcodec" else set())
+        assert {note.code for note in video.notes} <= (
+            {"DECODER_CHANGED"} if decoder == "torchcodec" else set()
+        )
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("name", ["h264 open groups.mp4", "mpeg4.avi", "h265 open groups.mkv", "mpeg2.ts", "vp9.webm"])
+@pytest.mark.parametrize(
+    "name", ["h264 open groups.mp4", "mpeg4.avi", "h265 open groups.mkv", "mpeg2.ts", "vp9.webm"]
+)
 def test_any_list_of_numbers_gives_these_frames(stream: Make, name: str, decoder: str) -> None:
     video = read_video(stream(name), decoder=decoder)
 
@@ -227,7 +235,10 @@ PIXELS: dict[str, dict[str, object]] = {
     "8-bit 4:2:2": {"pixels": "yuv422p"},
     "8-bit 4:4:4": {"pixels": "yuv444p"},
     "full range": {"pixels": "yuvj420p"},
-    "bt709": {"pixels": "yuv420p", "options": {"x264-params": "colorprim=bt709:transfer=bt709:colormatrix=bt709"}},
+    "bt709": {
+        "pixels": "yuv420p",
+        "options": {"x264-params": "colorprim=bt709:transfer=bt709:colormatrix=bt709"},
+    },
     "10-bit 4:2:0": {"pixels": "yuv420p10le"},
     "10-bit 4:4:4": {"pixels": "yuv444p10le"},
     "gray": {"codec": "ffv1", "pixels": "gray", "container": "matroska"},
@@ -263,7 +274,9 @@ def real_videos() -> list[Path]:
     folder = os.environ.get("MAREY_TEST_VIDEOS")
     if not folder:
         return []
-    found = sorted(Path(folder).glob("clips/*.*")) + sorted(Path(folder).glob("surveillance-fights/*/*"))[::40]
+    found = (
+        sorted(Path(folder).glob("clips/*.*")) + sorted(Path(folder).glob("surveillance-fights/*/*"))[::40]
+    )
     found += sorted(Path(folder).glob("camera-motion/*/*.mp4"))[::60]
     return [path for path in found if path.suffix in (".mp4", ".avi")]
 
@@ -275,7 +288,9 @@ def test_real_videos_are_read_alike_by_both_decoders(stream: Make) -> None:
         for decoder in ("pyav", "auto"):
             with read_video(path, decoder=decoder) as video:
                 assert len(video) == len(expected), path
-                np.testing.assert_array_equal(video.frames(some), [expected[i] for i in some], err_msg=str(path))
+                np.testing.assert_array_equal(
+                    video.frames(some), [expected[i] for i in some], err_msg=str(path)
+                )
 
 
 @pytest.mark.parametrize("threads", [2, 4])
@@ -320,7 +335,9 @@ def test_the_environment_may_force_a_decoder(stream: Make, monkeypatch: pytest.M
         decoder_choice()
 
 
-@pytest.mark.parametrize("problem", ["torchcodec is not installed", "torchcodec 0.17 does not load (libavutil)"])
+@pytest.mark.parametrize(
+    "problem", ["torchcodec is not installed", "torchcodec 0.17 does not load (libavutil)"]
+)
 def test_without_torchcodec_pyav_reads_and_the_reason_is_given(
     stream: Make, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:

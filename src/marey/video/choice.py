@@ -25,7 +25,8 @@ def decoder_choice(wanted: DecoderName = "auto") -> tuple[str, str]:
     """Which decoder reads the files that both can read, and why: (name, one line with its version).
 
     `wanted` "auto": what the environment's MAREY_DECODER says, else torchcodec where it loads. Raises
-    UsageError UNKNOWN_NAME, and EnvironmentFault DECODER_MISSING where torchcodec is demanded and does not load.
+    UsageError UNKNOWN_NAME, and EnvironmentFault DECODER_MISSING where torchcodec is demanded and does not
+    load.
     """
     name, why = str(wanted), "as asked for"
     if name == "auto":

@@ -1,6 +1,6 @@
 """PyAV: FFmpeg from its wheel. It measures every file, and decodes all that torchcodec does not.
 
-YUV becomes RGB by swscale at its bicubic setting, as in torchcodec: for samples of 8 bits the bytes are equal.
+YUV becomes RGB by swscale at its bicubic setting, as in torchcodec: samples of 8 bits give equal bytes.
 """
 
 from __future__ import annotations  # PyAV's packets are generic for type checkers only
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -114,13 +114,16 @@ class PyAVDecoder:
         out = torch.empty((len(indices), height, width, 3), dtype=torch.uint8)
         rows, previous = out.numpy(), -1
         self._end = time.monotonic() + self._limits.seconds
-        for place in np.argsort(indices, kind="stable").tolist():
-            number = int(indices[place])
-            if previous >= 0 and number == indices[previous]:
-                rows[place] = rows[previous]
-            else:
-                self._convert(self._frame(number), number, rows[place])
-            previous = place
+        try:
+            for place in np.argsort(indices, kind="stable").tolist():
+                number = int(indices[place])
+                if previous >= 0 and number == indices[previous]:
+                    rows[place] = rows[previous]
+                else:
+                    self._convert(self._frame(number), number, rows[place])
+                previous = place
+        except av.FFmpegError as error:
+            raise self._undecodable(f"its frames cannot become RGB ({error.strerror})") from error
         self._file.check_unchanged()
         return out
 
@@ -141,6 +144,9 @@ class PyAVDecoder:
         self._file.raw.seek(0)
         self._container = open_container(self._file, self._limits)
         self._stream = choose_stream(self._container, self._file.path)
+        for other in self._container.streams:
+            if other is not self._stream:
+                other.discard = Discard.all
         self._codec = self._prepared(self._stream.codec_context)
         width, height = self._codec.width, self._codec.height
         if width * height > self._limits.pixels:
@@ -323,6 +329,10 @@ def choose_stream(container: InputContainer, path: str) -> VideoStream:
     """The default video stream, of several the one with most pixels; covers do not count. Raises NO_VIDEO."""
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not container.streams:
+        raise MediaError(
+            "NOT_DECODABLE", f"{path!r} holds no stream that FFmpeg can find; fetch the file again"
+        )
     if not streams:
         raise MediaError("NO_VIDEO", f"{path!r} has no video stream, only sound or pictures; give a video")
     streams = [stream for stream in streams if stream.codec_context is not None]

@@ -57,7 +57,7 @@ def scan_folder(path: str, template: str | None, start: int | None, limits: Limi
         raise MediaError(
             "NOT_DECODABLE", f"no picture in the folder {path!r} can be decoded; write them again"
         )
-    return Folder(files, first, _gaps(numbers if start is None else [start, *numbers]))
+    return Folder(files, first, _gaps(numbers if start is None else [start - 1, *numbers]))
 
 
 class FolderDecoder:

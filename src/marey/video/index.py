@@ -286,7 +286,7 @@ def _ascends(times: Times) -> bool:
 
 
 def _delayed(dts: Times, first: int | None) -> Times:
-    """Times of decoding as decoded frames bear them: that of the packet that pushed each out of the decoder."""
+    """Times of decoding as frames bear them: that of the packet that pushed each out of the decoder."""
     delay = int(np.flatnonzero(dts == first)[0])
     step = int(np.median(np.diff(dts))) if len(dts) > 1 else 1
     return np.concatenate([dts[delay:], dts[-1] + step * np.arange(1, delay + 1)])
@@ -323,6 +323,6 @@ def _repaired(times: Times, stream: VideoStream, step: float) -> tuple[Seconds, 
     if not good.any():
         return number * step, len(times)
     at, known = number[good], _seconds(times[good], stream)
-    seconds: Seconds = np.interp(number, at, known).astype(np.float64)
+    seconds = np.interp(number, at, known)
     seconds += np.minimum(number - at[0], 0) * step + np.maximum(number - at[-1], 0) * step
     return seconds.astype(np.float64), int((~good).sum())

@@ -18,10 +18,10 @@ Errors are MediaError with the codes NOT_FOUND, NO_ACCESS, NOT_MEDIA, NO_VIDEO, 
 LIMIT_EXCEEDED, MEDIA_TIMEOUT, MEDIA_CHANGED and FRAME_RANGE.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,14 +35,12 @@ from marey.video.choice import DecoderName, decoder_choice, open_decoder, reopen
 from marey.video.decoders import Decoder, PyAVDecoder
 from marey.video.folder import FolderDecoder, scan_folder
 from marey.video.limits import Limits, Note, exceeded
-from marey.video.sniff import open_media
+from marey.video.sniff import no_access, open_media
 
 __all__ = ["Limits", "Note", "Video", "decoder_choice", "read_video"]
 
 FOLDER_FPS = 25.0  # FFmpeg's assumption for numbered pictures
 ROUNDING = 1e-6  # seconds; times computed by users may be this much off
-
-_left_behind: list[Decoder] = []  # of a parent process: it still uses them, so they are never freed here
 
 
 class Video:
@@ -56,7 +54,7 @@ class Video:
     limits      what calls may take
 
     A Video may be used after a fork and pickled: the process that uses it opens the file itself. Used after
-    `close`, it opens the file again.
+    `close`, it opens the file again. Two threads must not use it at once.
     """
 
     def __init__(
@@ -121,8 +119,10 @@ class Video:
             raise exceeded(self.path, what, "bytes", self.limits.bytes)
         try:
             return self._open_here().read(wanted.astype(np.int64))
-        except BaseException:  # a decoder stopped midway is no longer where it says
+        except BaseException as error:  # a decoder stopped midway is no longer where it says
             self.close()
+            if isinstance(error, OSError):
+                raise no_access(self.path, error) from error
             raise
 
     def at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
@@ -143,7 +143,8 @@ class Video:
         if self._process == os.getpid():
             decoder.close()
         else:
-            _left_behind.append(decoder)
+            # its threads are the parent's: freeing it, even at the end of this process, would wait for them forever
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(decoder))
 
     def _open_here(self) -> Decoder:
         """The decoder of this process."""
@@ -197,7 +198,7 @@ def read_video(
     transparency dropped. Of several video streams the default one is read. The errors are listed above.
     """
     path = os.fspath(path)
-    if Path(path).is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
         return _read_folder(path, template, start, fps, upright, limits, thorough)
     name, _ = decoder_choice(decoder)
     file = open_media(path, limits)
@@ -209,8 +210,10 @@ def read_video(
         opened: Decoder = measured
         if name == "torchcodec":
             opened = open_decoder(measured.detach(), limits, index, name, upright, threads)
-    except BaseException:
+    except BaseException as error:
         file.raw.close()
+        if isinstance(error, OSError):
+            raise no_access(path, error) from error
         raise
     return Video(
         path,

@@ -12,14 +12,13 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from marey.errors import MediaError
 from marey.video.limits import Limits, exceeded
 
 # FFmpeg's demuxer -> how its files begin; from the formats' specifications
 _BEGINNINGS = {
-    "mp4": rb".{4}(?:ftyp|moov|mdat|moof|styp|sidx|wide|free|skip|pnot|uuid)",  # ISO/IEC 14496-12, QuickTime
+    "mp4": rb"\0.{3}(?:ftyp|moof|styp|sidx|wide|free|skip|pnot|uuid)|.{4}(?:moov|mdat)",  # ISO/IEC 14496-12
     "matroska": rb"\x1aE\xdf\xa3",
     "avi": rb"RIFF.{4}AVI[ X\x19]",
     "mpeg": rb"\0\0\x01\xba",
@@ -91,15 +90,16 @@ class MediaFile:
 def open_media(path: str, limits: Limits) -> MediaFile:
     """Opens a video file, without waiting on pipes and devices.
 
-    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or none of
+    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or not one of
     the containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
     """
     try:  # without O_NONBLOCK, opening a pipe waits for its writer
         raw = io.FileIO(
             os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         )
-    except FileNotFoundError as error:
-        what = "is a link to a file that does not exist" if Path(path).is_symlink() else "does not exist"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        linked = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises where it may not look
+        what = "is a link to a file that does not exist" if linked else "does not exist"
         raise MediaError("NOT_FOUND", f"{path!r} {what}; check the name") from error
     except (OSError, ValueError) as error:
         raise no_access(path, error) from error

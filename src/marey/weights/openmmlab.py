@@ -62,7 +62,8 @@ def _compare(what: str, in_file: set[str], in_model: set[str], advice: str) -> N
     if in_file != in_model:
         raise WeightsError(
             "WEIGHTS_MISMATCH",
-            f"file and network differ in what is {what}: {_some(in_file)} against {_some(in_model)}; {advice}",
+            f"file and network differ in what is {what}: {_some(in_file)} against {_some(in_model)}; "
+            + advice,
         )
 
 
