@@ -15,7 +15,7 @@ from marey.video.synthetic import write_video
 Pixels = npt.NDArray[np.uint8]
 Size = tuple[int, int]
 
-GRAIN = 2.5  # grey levels, standard deviation
+GRAIN = 3.0  # grey levels, standard deviation
 THINGS = 3  # that move by themselves
 
 
@@ -26,7 +26,7 @@ def render(folder: Path, name: str, count: int, *, size: Size, frames: int, gop:
     """
     paths = [folder / f"{name}_{number}.mp4" for number in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = {"preset": "faster", "crf": "23", "g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
+    encoder = {"preset": "faster", "crf": "20", "g": str(gop), "keyint_min": str(gop), "sc_threshold": "0"}
     for seed, path in enumerate(paths):
         if not path.exists():
             write_video(path, scene(size, frames, seed), fps=25, encoder=encoder)
@@ -37,8 +37,8 @@ def scene(size: Size, frames: int, seed: int) -> Iterator[Pixels]:
     """Pictures uint8 [height, width, 3] of a slow pan, turn and zoom."""
     rng = np.random.Generator(np.random.Philox(seed))
     ground, looks = texture(rng, (2 * size[0], 2 * size[1])), [texture(rng, size) for _ in range(THINGS)]
-    start, speed = rng.uniform(0, 1, (THINGS, 2)) * size, rng.uniform(-0.01, 0.01, (THINGS, 2)) * size
-    pan, turn = rng.uniform(-0.001, 0.001, 2) * size, rng.uniform(-0.05, 0.05)  # degrees a frame
+    start, speed = rng.uniform(0, 1, (THINGS, 2)) * size, rng.uniform(-0.02, 0.02, (THINGS, 2)) * size
+    pan, turn = rng.uniform(-0.003, 0.003, 2) * size, rng.uniform(-0.1, 0.1)  # degrees a frame
     grain = [rng.normal(0, GRAIN, (size[1], size[0], 1)).astype(np.float32) for _ in range(7)]
     for time in range(frames):
         view = cv2.getRotationMatrix2D((float(size[0]), float(size[1])), turn * time, 1 + 0.0005 * time)
@@ -53,7 +53,7 @@ def scene(size: Size, frames: int, seed: int) -> Iterator[Pixels]:
 
 
 def texture(rng: np.random.Generator, size: Size) -> npt.NDArray[np.float32]:
-    """Noise whose details are the fainter the finer they are, as in photographs: float32 [height, width, 3]."""
+    """Noise whose details are the fainter the finer they are, as in photographs: float32 [h, w, 3]."""
     picture = np.full((size[1], size[0], 3), rng.uniform(80, 160, 3), np.float32)
     cell = max(size) // 2
     while cell >= 2:

@@ -291,6 +291,8 @@ def _seconds(text: str | None) -> float | None:
 
 def main() -> None:
     """Entry point: runs a command and turns its errors into one line and an exit code."""
+    # Idle threads sleep: spinning ones take the cores from the decoders and from whatever else runs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:]
     debug = "--debug" in arguments  # wherever it stands
     try:

@@ -1,7 +1,7 @@
 """Videos for the reader's tests: frames that show their own number, and every fault that files come with.
 
-Frame i shows i as 16 black or white blocks (8 x 2), the first bit at top left, so that what a decoder returns can
-be checked without a second decoder. Everything is written with PyAV, whose wheel brings FFmpeg.
+Frame i shows i as 16 black or white blocks (8 x 2), the first bit at top left, so that what a decoder returns
+can be checked without a second decoder. Everything is written with PyAV, whose wheel brings FFmpeg.
 """
 
 import struct
@@ -94,7 +94,7 @@ def rewrite(path: Path, change: Callable[[bytearray], bytearray | bytes]) -> Pat
     return path
 
 
-# Files that are cut, damaged or lie about themselves ------------------------------------------------------
+# Files that are cut, damaged or lie about themselves -----------------------------------------------------
 
 CLOSED_GOPS = {"g": "10", "bf": "2", "sc_threshold": "0"}
 
@@ -150,8 +150,8 @@ def avi_without_index(path: Path, count: int = 100) -> Path:
 
 
 def packed_bitstream(path: Path, count: int = 61) -> Path:
-    """An AVI as DivX 5 wrote it: a packet holds a P picture and the B picture shown before it, and the next packet
-    only stands in for that B picture."""
+    """An AVI as DivX 5 wrote it: a packet holds a P picture and the B picture shown before it, and the next
+    packet only stands in for that B picture."""
     vop, who = b"\0\0\1\xb6", b"\0\0\1\xb2DivX503b1393p"
 
     def pack(packets: list[Packet]) -> list[Packet]:
@@ -187,6 +187,17 @@ def hidden_frames(path: Path, count: int, hidden: Sequence[int]) -> Path:
 
     options = {"g": "100", "deadline": "realtime", "lag-in-frames": "0"}
     return write(path, count, codec="libvpx", options=options, edit=hide)
+
+
+def ends_by_an_edit_list(path: Path, count: int = 40, shown: int = 20) -> Path:
+    """An MP4 cut without encoding: an edit list ends before the last frames."""
+    write(path, count, options=CLOSED_GOPS | {"bf": "0"})
+
+    def shorten(data: bytearray) -> bytearray:
+        struct.pack_into(">I", data, data.find(b"elst") + 12, shown * 1000 // 25)  # milliseconds
+        return data
+
+    return rewrite(path, shorten)
 
 
 def webm_without_duration(path: Path, count: int = 40) -> Path:
@@ -239,7 +250,7 @@ def two_streams(path: Path) -> Path:
 
 
 def turned(path: Path, degrees: int, mirrored: bool = False) -> Path:
-    """A video whose metadata say that it is to be shown turned against the clock, then mirrored left-right."""
+    """A video whose metadata ask for it to be shown turned against the clock, then mirrored left-right."""
     return write(path, 10, prepare=lambda stream: stream.set_display_rotation(degrees, hflip=mirrored))
 
 
@@ -255,11 +266,11 @@ def trimmed(path: Path, count: int = 40, hidden: int = 5) -> Path:
     return write(path, count, options=CLOSED_GOPS, muxing=muxing, edit=shift)
 
 
-# Time stamps ----------------------------------------------------------------------------------------------
+# Time stamps ---------------------------------------------------------------------------------------------
 
 
 def timed(path: Path, milliseconds: Sequence[int]) -> Path:
-    """A Matroska file whose frames bear these times, 0 to 32767, as they stand: missing a rate, repeated or going
+    """A Matroska file whose frames bear these times, 0 to 32767, as they stand: uneven, repeated or going
     back. They are written into its blocks: identifier, length, track, time (16 bits), flags, JPEG picture."""
     write(path, len(milliseconds), codec="mjpeg", pixels="yuvj420p", container="matroska")
 
@@ -288,6 +299,18 @@ def joined(path: Path, parts: Sequence[Path]) -> Path:
     """Files one behind the other."""
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
+
+
+def size_changes_inside(path: Path) -> Path:
+    """One stream of JPEG pictures, 10 of 64 x 48, then 10 of 96 x 64."""
+    larger = write(path.with_name("larger.mkv"), 20, codec="mjpeg", pixels="yuvj420p", size=(96, 64))
+    with av.open(str(larger)) as container:
+        data = [bytes(packet) for packet in container.demux(video=0)]
+
+    def mix(packets: list[Packet]) -> list[Packet]:
+        return packets[:10] + [replaced(p, d) for p, d in zip(packets[10:], data[10:20], strict=True)]
+
+    return write(path, 20, codec="mjpeg", pixels="yuvj420p", edit=mix)
 
 
 def size_changes(path: Path) -> Path:
@@ -371,7 +394,7 @@ def many_frames(path: Path, count: int) -> Path:
     return path
 
 
-# Text that names other files -------------------------------------------------------------------------------
+# Text that names other files -----------------------------------------------------------------------------
 
 
 def ffconcat(target: str) -> str:
@@ -396,4 +419,5 @@ def dash(target: str) -> str:
 
 def sdp(target: str) -> str:
     """A session description."""
-    return f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{target}\nm=video 5004 RTP/AVP 96\n"
+    media = f"a=control:{target}\nm=video 5004 RTP/AVP 96\n"
+    return f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n{media}"

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marey.errors import EnvironmentFault, MediaError, UsageError
-from marey.video import choice
-from marey.video.choice import TorchcodecDecoder, decoder_choice, load_torchcodec
-from marey.video.decoders import PyAVDecoder
+from marey.video import reader, torchcodec
 from marey.video.limits import Limits
-from marey.video.reader import Video, read_video
+from marey.video.pyav import PyAVDecoder
+from marey.video.reader import Video, decoder_choice, read_video
 from marey.video.sniff import open_media
+from marey.video.torchcodec import TorchcodecDecoder, load_torchcodec
 
 needs_torchcodec = pytest.mark.skipif(load_torchcodec()[1] != "", reason="torchcodec is optional")
 DECODERS = ("pyav", pytest.param("torchcodec", marks=needs_torchcodec))
@@ -109,7 +109,7 @@ def test_frames_in_any_order_are_those_of_decoding_from_the_start(
         order = np.random.default_rng(0).permutation(COUNT)
         for some in np.array_split(order, 12):
             assert faults.numbers(video.frames(some)) == some.tolist()
-        # FFmpeg 5 in torchcodec loses frames after seeking to an open group; that is seen, and PyAV takes over
+        # torchcodec on FFmpeg 5 loses frames after seeking to an open group; it is seen, and PyAV takes over
         assert {note.code for note in video.notes} <= (
             {"DECODER_CHANGED"} if decoder == "torchcodec" else set()
         )
@@ -342,7 +342,7 @@ def test_without_torchcodec_pyav_reads_and_the_reason_is_given(
     stream: Make, monkeypatch: pytest.MonkeyPatch, problem: str
 ) -> None:
     monkeypatch.delenv("MAREY_DECODER", raising=False)
-    monkeypatch.setattr(choice, "load_torchcodec", lambda: ("", problem))
+    monkeypatch.setattr(reader, "load_torchcodec", lambda: ("", problem))
     assert decoder_choice()[0] == "pyav" and problem in decoder_choice()[1]
     with read_video(stream("h264.mp4")) as video:
         assert video.decoder == "pyav" and not video.notes
@@ -354,10 +354,10 @@ def test_an_old_or_broken_torchcodec_is_not_used(monkeypatch: pytest.MonkeyPatch
     def broken(name: str) -> None:
         raise RuntimeError("Could not load libtorchcodec.\nmore lines")
 
-    monkeypatch.setattr(choice.metadata, "version", lambda name: "0.16.1")
+    monkeypatch.setattr(torchcodec.metadata, "version", lambda name: "0.16.1")
     assert "older than 0.17" in load_torchcodec.__wrapped__()[1]
-    monkeypatch.setattr(choice.metadata, "version", lambda name: "0.18.0+cpu")
-    monkeypatch.setattr(choice, "import_module", broken)
+    monkeypatch.setattr(torchcodec.metadata, "version", lambda name: "0.18.0+cpu")
+    monkeypatch.setattr(torchcodec, "import_module", broken)
     assert load_torchcodec.__wrapped__()[1].endswith("does not load (Could not load libtorchcodec.)")
 
 

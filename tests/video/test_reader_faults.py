@@ -1,5 +1,6 @@
 """Every fault that files come with, with the outcome that is promised for it, for each decoder."""
 
+import errno
 import io
 import os
 import subprocess
@@ -18,11 +19,11 @@ import numpy as np
 import pytest
 
 from marey.errors import MediaError
-from marey.video.choice import load_torchcodec
-from marey.video.decoders import open_container
 from marey.video.limits import Limits
+from marey.video.pyav import PyAVDecoder
 from marey.video.reader import read_video
 from marey.video.sniff import MediaFile
+from marey.video.torchcodec import load_torchcodec
 
 needs_torchcodec = pytest.mark.skipif(load_torchcodec()[1] != "", reason="torchcodec is optional")
 DECODERS = ("pyav", pytest.param("torchcodec", marks=needs_torchcodec))
@@ -31,7 +32,7 @@ Maker = Callable[[Path], Path]
 
 @dataclass
 class Fault:
-    """A kind of file and what reading it gives: an error's code and words, or the frames' numbers and the notes."""
+    """A kind of file and what reading it gives: an error's code and words, or frames by number, and notes."""
 
     name: str
     make: Maker
@@ -75,10 +76,14 @@ def anamorphic(stream: av.VideoStream) -> None:
     stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
 
 
-HDR = "log-level=none:transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"
+HDR = {"x265-params": "log-level=none:transfer=smpte2084:colorprim=bt2020:colormatrix=bt2020nc"}
+FIELDS, REALTIME = {"flags": "+ildct+ilme"}, {"deadline": "realtime"}
+TEN_BITS = "yuv420p10le"
 HTML = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>Please sign in</body></html>"
 RANDOM = np.random.default_rng(0).bytes(100_000)
 TEN, TWENTY, FORTY = tuple(range(10)), tuple(range(20)), tuple(range(40))
+SECOND, FROM_TEN = tuple(range(100, 120)), FORTY[10:]
+UNDECODABLE, REPAIRED = ("FRAMES_UNDECODABLE",), "TIMESTAMPS_REPAIRED"
 HUNDRED = tuple(range(100))
 
 ERRORS = [
@@ -113,28 +118,31 @@ READABLE = [
     Fault("no index.avi", faults.avi_without_index, numbers=HUNDRED),
     Fault("no duration.webm", faults.webm_without_duration, numbers=FORTY),
     Fault("animated.gif", written(codec="gif", pixels="rgb8"), numbers=TEN),
-    Fault("two streams.mkv", faults.two_streams, numbers=tuple(range(100, 120)), notes=("VIDEO_STREAMS",)),
-    Fault("two streams.mp4", faults.two_streams, numbers=tuple(range(100, 120)), notes=("VIDEO_STREAMS",)),
+    Fault("two streams.mkv", faults.two_streams, numbers=SECOND, notes=("VIDEO_STREAMS",)),
+    Fault("two streams.mp4", faults.two_streams, numbers=SECOND, notes=("VIDEO_STREAMS",)),
     Fault("hidden by an edit list.mp4", faults.trimmed, numbers=tuple(range(5, 40))),
-    Fault("begun inside.mp4", faults.begun_inside_a_group, numbers=tuple(range(10, 40)), notes=("FRAMES_UNDECODABLE",)),
-    Fault("begun inside.mkv", faults.begun_inside_a_group, numbers=tuple(range(10, 40)), notes=("FRAMES_UNDECODABLE",)),
-    Fault("begun inside.ts", faults.begun_inside_a_group, numbers=tuple(range(10, 40)), notes=("FRAMES_UNDECODABLE",)),
-    Fault("no times.h264", faults.without_times, numbers=tuple(range(30)), notes=("TIMESTAMPS_REPAIRED",)),
-    Fault("size changes.ts", faults.size_changes, numbers=TWENTY, notes=("SIZE_CHANGED", "TIMESTAMPS_REPAIRED")),
-    Fault("interlaced.ts", written(codec="mpeg2video", options={"flags": "+ildct+ilme"}), numbers=TEN, notes=("INTERLACED",)),
+    Fault("ended by an edit list.mp4", faults.ends_by_an_edit_list, numbers=TWENTY),
+    Fault("begun inside.mp4", faults.begun_inside_a_group, numbers=FROM_TEN, notes=UNDECODABLE),
+    Fault("begun inside.mkv", faults.begun_inside_a_group, numbers=FROM_TEN, notes=UNDECODABLE),
+    Fault("begun inside.ts", faults.begun_inside_a_group, numbers=FROM_TEN, notes=UNDECODABLE),
+    Fault("no times.h264", faults.without_times, numbers=tuple(range(30)), notes=(REPAIRED,)),
+    Fault("size changes.mkv", faults.size_changes_inside, numbers=TWENTY, notes=("SIZE_CHANGED",)),
+    Fault("size changes.avi", faults.size_changes_inside, numbers=TWENTY, notes=("SIZE_CHANGED",)),
+    Fault("size changes.ts", faults.size_changes, numbers=TWENTY, notes=("SIZE_CHANGED", REPAIRED)),
+    Fault("interlaced.ts", written(codec="mpeg2video", options=FIELDS), numbers=TEN, notes=("INTERLACED",)),
     Fault("interlaced.mp4", written(options={"x264-params": "tff=1"}), numbers=TEN, notes=("INTERLACED",)),
     Fault("anamorphic.mp4", written(prepare=anamorphic), numbers=TEN, notes=("SAMPLE_ASPECT",)),
-    Fault("odd size.webm", written(codec="libvpx-vp9", size=(65, 49), options={"deadline": "realtime"}), numbers=TEN),
+    Fault("odd size.webm", written(codec="libvpx-vp9", size=(65, 49), options=REALTIME), numbers=TEN),
     Fault("full range.mp4", written(pixels="yuvj420p"), numbers=TEN),
-    Fault("10 bits.mp4", written(pixels="yuv420p10le"), numbers=TEN),
+    Fault("10 bits.mp4", written(pixels=TEN_BITS), numbers=TEN),
     Fault("4:4:4.mp4", written(pixels="yuv444p"), numbers=TEN),
     Fault("alpha.mkv", written(codec="ffv1", pixels="bgra"), numbers=TEN, notes=("ALPHA_DROPPED",)),
-    Fault("hdr.mp4", written(codec="libx265", pixels="yuv420p10le", options={"x265-params": HDR}), numbers=TEN, notes=("HDR",)),
+    Fault("hdr.mp4", written(codec="libx265", pixels=TEN_BITS, options=HDR), numbers=TEN, notes=("HDR",)),
     Fault("one frame.mp4", written(count=1), numbers=(0,)),
     Fault("one frame.avi", written(count=1, codec="mpeg4"), numbers=(0,)),
     Fault("two frames.mp4", written(count=2), numbers=(0, 1)),
     Fault("two frames.avi", written(count=2, codec="mpeg4", options={"bf": "2"}), numbers=(0, 1)),
-    Fault("two frames.webm", written(count=2, codec="libvpx", options={"deadline": "realtime"}), numbers=(0, 1)),
+    Fault("two frames.webm", written(count=2, codec="libvpx", options=REALTIME), numbers=(0, 1)),
 ]  # fmt: skip
 
 
@@ -166,7 +174,7 @@ def test_odd_files_give_all_their_frames(tmp_path: Path, fault: Fault, decoder: 
         assert {note.code for note in video.notes} - {"DECODER_CHANGED"} == set(fault.notes)
 
 
-# Cut and damaged ------------------------------------------------------------------------------------------
+# Cut and damaged -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("thorough", [False, True])
@@ -254,7 +262,7 @@ def test_a_change_of_codec_is_decoded_and_noted(tmp_path: Path) -> None:
         assert faults.numbers(video.frames([len(video) - 1, 2])) == [19, 2]
 
 
-# Times ------------------------------------------------------------------------------------------------------
+# Times ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -302,7 +310,7 @@ def test_bad_times_are_repaired_and_counted(
         assert video.notes[0].text.startswith(f"{wrong} of {len(times)}")
 
 
-# Limits -----------------------------------------------------------------------------------------------------
+# Limits --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
@@ -373,7 +381,7 @@ def test_opening_and_reading_end_in_time(tmp_path: Path, monkeypatch: pytest.Mon
         start = time.monotonic()
         ticks = iter(range(0, 10_000, 60))
         with monkeypatch.context() as patched, pytest.raises(MediaError) as error:
-            patched.setattr("marey.video.decoders.time.monotonic", lambda: start + next(ticks))
+            patched.setattr("marey.video.pyav.time.monotonic", lambda: start + next(ticks))
             video.frames([29])
         assert error.value.code == "MEDIA_TIMEOUT"
         assert faults.numbers(video.frames([29, 3])) == [29, 3]  # and it can be used again
@@ -399,7 +407,7 @@ def test_small_files_that_promise_much_take_little_memory(tmp_path: Path, make: 
     assert int(output[1]) < 80_000  # kilobytes; one picture alone would take 100,000
 
 
-# Files that change, and that may not be read ------------------------------------------------------------------
+# Files that change, and that may not be read -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -451,7 +459,7 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# Files that name other files ------------------------------------------------------------------------------------
+# Files that name other files -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -503,17 +511,17 @@ def test_ffmpeg_itself_could_not_open_them_either(
         status = os.fstat(raw.fileno())
         file = MediaFile("x", raw, demuxer, (status.st_size, status.st_mtime_ns))
         with pytest.raises(MediaError, match="FFmpeg cannot read it"):
-            open_container(file, Limits())
+            PyAVDecoder(file, Limits())
         raw.close()
     assert not server[1]
 
 
-# Names ----------------------------------------------------------------------------------------------------------
+# Names ---------------------------------------------------------------------------------------------------
 
 NAMES = [
     "with spaces .mp4", "line\nbreak.mp4", "'quotes\"`$(x).mp4", "-y.mp4", "--help", "no suffix", "%05d.mp4",
     "concat:a.mp4|b.mp4", "pipe:0", "file:x.mp4", "http:x.mp4", "{}.mp4", "[1-9]*.mp4", "\x1b[31mred.mp4",
-    "日本語.mp4", os.fsdecode(b"caf\xe9.mp4"), "n" * 251 + ".mp4", "video.txt", "a,b;c&d.mp4", "~", "#x?y=z.mp4",
+    "日本語.mp4", os.fsdecode(b"caf\xe9.mp4"), "n" * 251 + ".mp4", "video.txt", "a,b;c&d.mp4", "~",
 ]  # fmt: skip
 
 
@@ -531,6 +539,39 @@ def test_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
         read_video(name, decoder=decoder)
     error.value.message.encode()  # can be printed,
     assert error.value.message.isprintable()  # without a terminal taking it for a command
+
+
+def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = False
+
+    class Disk(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if broken:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size) or b""
+
+    path = faults.write(tmp_path / "x.mp4", 500, size=(160, 120), options={"crf": "5"})
+    monkeypatch.setattr("marey.video.sniff.io.FileIO", Disk)
+    video = read_video(path, decoder="pyav")
+    broken = True
+    for use in (lambda: video.frames([0]), lambda: read_video(path, decoder="pyav")):
+        with pytest.raises(MediaError, match="Input/output error") as error:
+            use()
+        assert error.value.code == "NO_ACCESS"
+
+
+def test_what_ffmpeg_cannot_turn_into_rgb_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unable:
+        def reformat(self, *args: object, **options: object) -> None:
+            raise av.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr("marey.video.pyav.VideoReformatter", Unable)
+    with read_video(faults.write(tmp_path / "x.mp4", 2), decoder="pyav") as video:
+        with pytest.raises(MediaError) as error:
+            video.frames([0])
+        assert error.value.code == "NOT_DECODABLE"
 
 
 def test_a_name_that_no_system_takes_is_an_error() -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from marey.errors import MediaError
-from marey.video.choice import load_torchcodec
 from marey.video.reader import Video, read_video
+from marey.video.torchcodec import load_torchcodec
 
 needs_torchcodec = pytest.mark.skipif(load_torchcodec()[1] != "", reason="torchcodec is optional")
 DECODERS = ("pyav", pytest.param("torchcodec", marks=needs_torchcodec))
@@ -50,6 +50,27 @@ def test_after_a_fork_both_processes_read_the_right_frames(
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
     assert faults.numbers(video.frames([32])) == [32]
     video.close()
+
+
+@needs_fork
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_forked_process_ends_although_it_has_the_threads_of_its_parent(
+    tmp_path: Path, decoder: str
+) -> None:
+    path = faults.write(tmp_path / "x.mp4", 60)
+    code = (
+        "import os, sys, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from marey.video.reader import read_video\n"
+        "unused, used = [read_video(sys.argv[1], decoder=sys.argv[2], threads=4) for _ in range(2)]\n"
+        "for video in (unused, used): video.frames([3])\n"
+        "if os.fork() == 0:\n"
+        "    used.frames([30, 4])\n"
+        "else:\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    run = [sys.executable, "-c", code, str(path), decoder]
+    assert subprocess.run(run, capture_output=True, timeout=60).returncode == 0
 
 
 def first_number(video: Video) -> int:
@@ -90,7 +111,7 @@ def test_a_closed_video_opens_its_file_again(tmp_path: Path) -> None:
 
 
 def open_files() -> int:
-    return len(os.listdir("/dev/fd"))
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

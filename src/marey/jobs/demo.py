@@ -9,6 +9,7 @@ from marey.jobs.evaluate import test
 from marey.jobs.predict import Prediction, predict
 from marey.jobs.train import train
 from marey.recipes.catalog import load_recipe
+from marey.recipes.demo import DEMO_CLASSES
 from marey.video.synthetic import render_moving_shapes
 
 
@@ -28,7 +29,9 @@ def demo(folder: str | os.PathLike[str] = "demo", *, seed: int = 0) -> Demo:
     Everything goes into `folder`; a seed always gives the same videos.
     """
     folder = Path(folder)
-    lists = render_moving_shapes(folder / f"videos-{seed}", train=60, val=10, test=40, seed=seed)
+    lists = render_moving_shapes(
+        folder / f"videos-{seed}", train=60, val=10, test=50, seed=seed, classes=DEMO_CLASSES
+    )
     recipe = load_recipe(
         "demo.moving_shapes",
         {"data.train": str(lists.train), "data.val": str(lists.val), "data.test": str(lists.test)},

@@ -48,16 +48,28 @@ def load_recipe(
     elif str(name_or_path).endswith(".json") or os.sep in str(name_or_path):
         recipe = _read(Path(name_or_path))
     else:
-        module, _, function = _full_name(str(name_or_path)).partition(".")
-        recipe = _functions(module)[function]()
+        module, _, name = _full_name(str(name_or_path)).partition(".")
+        build = _functions(module)[name]
+        recipe = build(**_arguments(build, overrides))
     return override(recipe, overrides) if overrides else recipe
+
+
+def _arguments(build: Callable[..., Recipe], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides that a recipe wants to know from the start, because other values follow from them."""
+    wanted = {"model": "model.name", "weights": "model.weights"}
+    given = _pairs(overrides)
+    names = inspect.signature(build).parameters
+    return {name: given[key] for name, key in wanted.items() if name in names and key in given}
+
+
+def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    return dict(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
 
 
 def override(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any]) -> Recipe:
     """The recipe with some fields changed; values are JSON, or plain text where they are not."""
     tree = msgspec.to_builtins(recipe)
-    pairs = overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides)
-    for key, value in pairs:
+    for key, value in _pairs(overrides).items():
         _set(tree, key, msgspec.to_builtins(value))
     return _convert(tree, "")
 
@@ -117,7 +129,7 @@ def _read(path: Path) -> Recipe:
     return _convert(tree, f" {path}")
 
 
-def _functions(module: str) -> dict[str, Callable[[], Recipe]]:
+def _functions(module: str) -> dict[str, Callable[..., Recipe]]:
     members = vars(import_module(f"marey.recipes.{module}"))
     return {
         name: f

@@ -1,33 +1,27 @@
 """Own videos: any recognizer, the user's own list, as many classes as the data has."""
 
+import msgspec
+
 from marey.recipes.schema import Data, Model, Recipe, Training
 from marey.training.optim import Optimizer, Schedule
 from marey.video.preprocess import Preprocess, Protocol
+from marey.weights.create import starting_preprocess
 
 
-def finetune() -> Recipe:
-    """Fine-tune (or train from scratch) any recognizer on own videos.
+def finetune(model: str = "tsm_r50", weights: str | None = None) -> Recipe:
+    """Fine-tune any recognizer, or train it from scratch, on own videos.
 
-        marey train finetune data.train=train.csv data.val=val.csv model.weights=FILE
+        marey train finetune model.name=tsm_r50 model.weights=FILE data.train=LIST data.val=LIST
 
-    The number and names of the classes come from the lists. `model.name` takes any recognizer; set
-    `clips.*` to what it expects where that differs from TSM's (`marey recipe` of a published recipe shows
-    it). Without `model.weights` it trains from scratch: then raise training.epochs and optimizer.lr.
+    Clips are cut as the weights, or else the network's family, expect. The number and names of the classes
+    come from the lists. Without weights it trains from scratch, which wants more epochs and a higher rate.
     """
+    clips = starting_preprocess(model, weights)
     return Recipe(
         name="finetune.finetune",
-        model=Model(name="tsm_r50"),
+        model=Model(name=model, weights=weights),
         data=Data(),
-        clips=Preprocess(
-            sampling="segments",
-            frames=8,
-            short_side=256,
-            crop=224,
-            train_crop="area",
-            flip=0.5,
-            val=Protocol(clips=1, crops="center", crop=224),
-            test=Protocol(clips=1, crops="three", crop=256),
-        ),
+        clips=_simple(clips),
         training=Training(
             epochs=25,
             batch=8,
@@ -36,4 +30,38 @@ def finetune() -> Recipe:
             optimizer=Optimizer(lr=0.01, weight_decay=1e-4, clip_norm=20.0),
             schedule=Schedule(kind="cosine", per="iteration", warmup_epochs=1.0),
         ),
+    )
+
+
+def scratch(model: str = "tsm_r18") -> Recipe:
+    """Train a recognizer from scratch on a small set of own videos.
+
+        marey train scratch model.name=tsm_r18 data.train=LIST data.val=LIST
+
+    A higher rate than in fine-tuning, stronger decay, and a smaller picture, so that a CPU will do.
+    """
+    base = finetune(model)
+    small = Protocol(crop=96)
+    return msgspec.structs.replace(
+        base,
+        name="finetune.scratch",
+        clips=msgspec.structs.replace(base.clips, short_side=112, crop=96, val=small, test=small),
+        training=msgspec.structs.replace(
+            base.training,
+            epochs=30,
+            reference_batch=16,
+            optimizer=Optimizer(lr=0.03, weight_decay=5e-4, clip_norm=20.0),
+        ),
+    )
+
+
+def _simple(clips: Preprocess) -> Preprocess:
+    """The same clips with protocols that suit a first look: one centre view, and three crops for the test."""
+    number = 3 if clips.sampling == "clip" else 1
+    side = clips.short_side or clips.crop
+    return msgspec.structs.replace(
+        clips,
+        val=Protocol(),
+        test=Protocol(clips=number, crops="three", crop=side),
+        average="prob",
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from marey.errors import MediaError, UsageError
 from marey.video.limits import Limits, Note, exceeded
-from marey.video.sniff import changed, no_access
+from marey.video.sniff import cannot_read, changed
 
 PICTURE = re.compile(r"(.*?)(\d+)(\.(?:jpe?g|png|bmp|webp|tiff?|ppm))", re.IGNORECASE | re.DOTALL)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
@@ -40,7 +40,7 @@ def scan_folder(path: str, template: str | None, start: int | None, limits: Limi
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
-        raise no_access(path, error) from error
+        raise cannot_read(path, error) from error
     rule = _rule(template) if template else _only_series(names, path)
     found = {int(match[1]): name for name in sorted(names) if (match := rule.fullmatch(name))}
     numbers = sorted(number for number in found if start is None or number >= start)
@@ -68,20 +68,7 @@ class FolderDecoder:
     def __init__(self, path: str, folder: Folder, limits: Limits, upright: bool) -> None:
         self._path, self._folder, self._limits, self._upright = path, folder, limits, upright
         self._lost: set[int] = set()
-        self._resized: set[int] = set()
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """FRAMES_DAMAGED and SIZE_CHANGED, as far as the pictures read so far show."""
-        notes = []
-        if lost := sorted(self._lost):
-            first = self._folder.names[lost[0]]
-            text = f"{len(lost)} of the frames read cannot be decoded, the first is {first!r}"
-            notes.append(Note("FRAMES_DAMAGED", f"{text}; the one before is shown"))
-        if count := len(self._resized):
-            text = f"{count} of the frames read have another size and are resized to that of the first"
-            notes.append(Note("SIZE_CHANGED", text))
-        return tuple(notes)
+        self.found: dict[str, Note] = {}
 
     def read(self, indices: npt.NDArray[np.int64]) -> Tensor:
         """The frames of these numbers, in this order: uint8 [T, H, W, 3]."""
@@ -93,10 +80,9 @@ class FolderDecoder:
         return out
 
     def check_all(self) -> None:
-        """Decodes every picture once, so that `notes` names the damaged ones."""
+        """Decodes every picture once, so that damaged ones are found."""
         for number in range(len(self._folder.names)):
-            if self._decode(number) is None:
-                self._lost.add(number)
+            self._decode(number)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -106,7 +92,6 @@ class FolderDecoder:
             pixels = self._decode(near)
             if pixels is not None:
                 return pixels
-            self._lost.add(near)
         raise MediaError("NOT_DECODABLE", f"no picture in the folder {self._path!r} can be decoded")
 
     def _decode(self, number: int) -> npt.NDArray[np.uint8] | None:
@@ -117,7 +102,8 @@ class FolderDecoder:
                 _check_size(file, image.size, self._limits)
                 turned = ImageOps.exif_transpose(image) if self._upright else image
                 if turned.size != self._folder.size:
-                    self._resized.add(number)
+                    text = f"frames such as {self._folder.names[number]!r} have another size and are resized"
+                    self.found["SIZE_CHANGED"] = Note("SIZE_CHANGED", f"{text} to that of the first")
                     turned = turned.resize(self._folder.size, Image.Resampling.BICUBIC)
                 if turned.mode.startswith("I"):  # 16 bits; Pillow would cut them off at 255
                     gray = np.asarray(turned).astype(np.int64) >> 8
@@ -128,6 +114,10 @@ class FolderDecoder:
         except Image.DecompressionBombError as error:
             raise exceeded(file, "has a picture", "pixels", self._limits.pixels) from error
         except (OSError, SyntaxError, ValueError):  # what Pillow raises for broken pictures
+            self._lost.add(number)
+            first = self._folder.names[min(self._lost)]
+            text = f"{len(self._lost)} of the frames read cannot be decoded, the first is {first!r}"
+            self.found["FRAMES_DAMAGED"] = Note("FRAMES_DAMAGED", f"{text}; the one before is shown")
             return None
 
 

@@ -21,7 +21,8 @@ class Note(NamedTuple):
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one file may take; more is MediaError LIMIT_EXCEEDED, longer is MEDIA_TIMEOUT.
 
-    pixels   of one frame; 64 million is twice 8K
+    pixels   of one frame; 64 million is twice 8K. Where frames grow inside a file, PyAV does not decode
+             those, while torchcodec decodes one before it is seen
     frames   of one file; 10 hours at 25 frames per second are 900,000
     bytes    of the frames that one call returns
     seconds  that opening the file, or one call, may last; looked at between packets, so that a call into a

@@ -20,30 +20,37 @@ LIMIT_EXCEEDED, MEDIA_TIMEOUT, MEDIA_CHANGED and FRAME_RANGE.
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, cast
 
+import av
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from marey.errors import MediaError, UsageError
-from marey.video.choice import DecoderName, decoder_choice, open_decoder, reopen, suits_torchcodec
-from marey.video.decoders import Decoder, PyAVDecoder
+from marey.errors import EnvironmentFault, MediaError, UsageError, unknown
 from marey.video.folder import FolderDecoder, scan_folder
+from marey.video.index import Index
 from marey.video.limits import Limits, Note, exceeded
-from marey.video.sniff import no_access, open_media
+from marey.video.pyav import Decoder, PyAVDecoder
+from marey.video.sniff import cannot_read, changed, open_media
+from marey.video.torchcodec import TorchcodecDecoder, load_torchcodec, suits_torchcodec
 
 __all__ = ["Limits", "Note", "Video", "decoder_choice", "read_video"]
 
+DecoderName = Literal["auto", "torchcodec", "pyav"]
 FOLDER_FPS = 25.0  # FFmpeg's assumption for numbered pictures
 ROUNDING = 1e-6  # seconds; times computed by users may be this much off
 
 
-class Video:
+@dataclass(eq=False, repr=False, kw_only=True)
+class Video(AbstractContextManager["Video"]):
     """A readable video; made by `read_video`.
 
     path        as it was named
@@ -51,31 +58,23 @@ class Video:
     timestamps  float64 [N], seconds, ascending: when each frame is shown, by the file's clock
     seconds     duration, from the first frame's beginning to the last one's end
     fps         frames per second between the first and the last frame
+    notes       what was repaired, left out or assumed, as far as the frames read so far show
     limits      what calls may take
 
     A Video may be used after a fork and pickled: the process that uses it opens the file itself. Used after
     `close`, it opens the file again. Two threads must not use it at once.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        size: tuple[int, int],
-        timestamps: npt.NDArray[np.float64],
-        last: float,
-        notes: tuple[Note, ...],
-        limits: Limits,
-        reopen: Callable[[], Decoder],
-        decoder: Decoder,
-    ) -> None:
-        self.path, self.size, self.timestamps, self.limits = path, size, timestamps, limits
-        between = float(timestamps[-1] - timestamps[0])
-        self.seconds = between + last
-        self.fps = (len(timestamps) - 1) / between if between > 0 else 1 / last
-        self._notes, self._reopen = notes, reopen
-        self._decoder: Decoder | None = decoder
-        self._process = os.getpid()
+    path: str
+    size: tuple[int, int]
+    timestamps: npt.NDArray[np.float64]
+    seconds: float
+    fps: float
+    notes: tuple[Note, ...]
+    limits: Limits
+    _open: Callable[[], Decoder]
+    _decoder: Decoder | None
+    _process: int = field(default_factory=os.getpid)
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -88,13 +87,9 @@ class Video:
     @property
     def decoder(self) -> str:
         """What decodes this file: "pyav", "torchcodec" or "pillow"; `decoder_choice` gives the reason."""
-        return self._open_here().name
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """What was repaired, left out or assumed, as far as the frames read so far show."""
-        found = self._decoder.notes if self._decoder else ()
-        return tuple({note.code: note for note in self._notes + found}.values())
+        if self._decoder is None or self._process != os.getpid():
+            self._reopen()
+        return cast("Decoder", self._decoder).name
 
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Tensor:
         """The frames of these numbers, in this order, repeats allowed: uint8 [T, H, W, 3], RGB.
@@ -109,7 +104,7 @@ class Video:
             )
         if not wanted.size:
             return torch.empty((0, height, width, 3), dtype=torch.uint8)
-        if wanted.min() < 0 or wanted.max() >= len(self):
+        if wanted.min() < 0 or wanted.max() >= len(self.timestamps):
             wrong = wanted.min() if wanted.min() < 0 else wanted.max()
             what = f"{self.path!r} has no frame {wrong}; its frames are 0 to {len(self) - 1}"
             raise MediaError("FRAME_RANGE", what)
@@ -118,12 +113,18 @@ class Video:
             what = f": {wanted.size} frames take {size:,} bytes"
             raise exceeded(self.path, what, "bytes", self.limits.bytes)
         try:
-            return self._open_here().read(wanted.astype(np.int64))
+            if self._decoder is None or self._process != os.getpid():
+                self._reopen()
+            decoder = cast("Decoder", self._decoder)
+            frames = decoder.read(wanted.astype(np.int64))
         except BaseException as error:  # a decoder stopped midway is no longer where it says
             self.close()
-            if isinstance(error, OSError):
-                raise no_access(self.path, error) from error
+            if isinstance(error, OSError | av.FFmpegError):
+                raise _failure(self.path, error) from error
             raise
+        if decoder.found:
+            self.notes = _merged(self.notes, decoder.found)
+        return frames
 
     def at(self, seconds: float | Sequence[float] | npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
         """Numbers of the frames shown at these times, int64 of the same shape.
@@ -137,37 +138,20 @@ class Video:
     def close(self) -> None:
         """Frees the decoder and the file."""
         decoder, self._decoder = self._decoder, None
-        if decoder is None:
-            return
-        self._notes += decoder.notes  # of several with one code the latest counts
-        if self._process == os.getpid():
+        if decoder is not None and self._process == os.getpid():
             decoder.close()
-        else:
-            # its threads are the parent's: freeing it, even at the end of this process, would wait for them forever
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(decoder))
 
-    def _open_here(self) -> Decoder:
-        """The decoder of this process."""
-        if self._process != os.getpid():
-            self.close()
-        if self._decoder is None:
-            self._decoder, self._process = self._reopen(), os.getpid()
-        return self._decoder
-
-    def __enter__(self) -> Self:
-        return self
+    def _reopen(self) -> None:
+        """Opens the file in this process; what a parent process had open stays as it is."""
+        self._decoder, self._process = self._open(), os.getpid()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_decoder", None) is not None:
-            self.close()
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_decoder": None, "_notes": self.notes}
+        return {**self.__dict__, "_decoder": None}
 
 
 def read_video(
@@ -203,28 +187,49 @@ def read_video(
     name, _ = decoder_choice(decoder)
     file = open_media(path, limits)
     try:
-        measured = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
-        index = measured.index
-        if thorough or not suits_torchcodec(file.kind, index):
-            name = "pyav"
-        opened: Decoder = measured
-        if name == "torchcodec":
-            opened = open_decoder(measured.detach(), limits, index, name, upright, threads)
+        pyav = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
+        index, opened = pyav.index, cast("Decoder", pyav)
+        if name == "torchcodec" and not thorough and suits_torchcodec(file.kind, index):
+            opened = TorchcodecDecoder(pyav.detach(), limits, index, threads)
     except BaseException as error:
         file.raw.close()
-        if isinstance(error, OSError):
-            raise no_access(path, error) from error
+        if isinstance(error, OSError | av.FFmpegError):
+            raise _failure(path, error) from error
         raise
+    if threads != 1:
+        _threaded.add(opened)
+    picture, times = index.picture, index.seconds
+    between = float(times[-1] - times[0])
     return Video(
-        path,
-        size=index.picture.shown(upright),
-        timestamps=index.seconds,
-        last=index.last,
-        notes=index.notes,
+        path=path,
+        size=(picture.height, picture.width)
+        if upright and picture.turn[0]
+        else (picture.width, picture.height),
+        timestamps=times,
+        seconds=between + index.last,
+        fps=(len(times) - 1) / between if between > 0 else 1 / index.last,
+        notes=_merged(index.notes, found) if (found := pyav.found | opened.found) else index.notes,
         limits=limits,
-        reopen=partial(reopen, path, file.stamp, limits, index, name, upright, threads),
-        decoder=opened,
+        _open=partial(_open_again, path, file.stamp, limits, index, opened.name, upright, threads),
+        _decoder=opened,
     )
+
+
+def _open_again(
+    path: str, stamp: tuple[int, int], limits: Limits, index: Index, name: str, upright: bool, threads: int
+) -> Decoder:
+    """A decoder for a file that was measured before; raises MEDIA_CHANGED where it is another by now."""
+    file = open_media(path, limits)
+    if file.stamp != stamp:
+        raise changed(path)
+    decoder: Decoder
+    if name == "torchcodec":
+        decoder = TorchcodecDecoder(file, limits, index, threads)
+    else:
+        decoder = PyAVDecoder(file, limits, index=index, upright=upright, threads=threads)
+    if threads != 1:
+        _threaded.add(decoder)
+    return decoder
 
 
 def _read_folder(
@@ -244,15 +249,67 @@ def _read_folder(
     decoder = again()
     if thorough:
         decoder.check_all()
-    rate = fps or FOLDER_FPS
+    rate, count = fps or FOLDER_FPS, len(folder.names)
     assumed = Note("FPS_ASSUMED", f"a folder has no frame rate; {rate:g} frames per second are assumed")
     return Video(
-        path,
+        path=path,
         size=folder.size,
-        timestamps=np.arange(len(folder.names)) / rate,
-        last=1 / rate,
-        notes=folder.notes if fps else (*folder.notes, assumed),
+        timestamps=np.arange(count) / rate,
+        seconds=count / rate,
+        fps=rate,
+        notes=_merged(folder.notes if fps else (*folder.notes, assumed), decoder.found),
         limits=limits,
-        reopen=again,
-        decoder=decoder,
+        _open=again,
+        _decoder=decoder,
     )
+
+
+def _merged(notes: tuple[Note, ...], found: dict[str, Note]) -> tuple[Note, ...]:
+    """Notes, of several with one code the latest."""
+    return tuple(({note.code: note for note in notes} | found).values())
+
+
+def _failure(path: str, error: OSError | av.FFmpegError) -> MediaError:
+    """The error for what the disk or FFmpeg met where nothing better is known."""
+    if isinstance(error, av.FFmpegError):
+        return MediaError("NOT_DECODABLE", f"{path!r}: FFmpeg fails ({error.strerror}); convert the file")
+    return cannot_read(path, error)
+
+
+def decoder_choice(wanted: DecoderName = "auto") -> tuple[str, str]:
+    """Which decoder reads the files that both can read, and why: (name, one line with its version).
+
+    `wanted` "auto": what the environment's MAREY_DECODER says, else torchcodec where it loads. Raises
+    UsageError UNKNOWN_NAME, and EnvironmentFault DECODER_MISSING where torchcodec is demanded and does not
+    load.
+    """
+    name, why = str(wanted), "as asked for"
+    if name == "auto":
+        name, why = os.environ.get("MAREY_DECODER") or "auto", "as MAREY_DECODER says"
+    if name not in ("auto", "torchcodec", "pyav"):
+        raise unknown("decoder", name, ("auto", "torchcodec", "pyav"))
+    pyav = f"PyAV {av.__version__} with FFmpeg {av.ffmpeg_version_info}"
+    if name == "pyav":
+        return "pyav", f"{pyav}, {why}"
+    version, problem = load_torchcodec()
+    if not problem:
+        return "torchcodec", f"{version}, {why if name != 'auto' else 'since it loads'}"
+    if name == "torchcodec":
+        what = f"torchcodec is demanded, but {problem}; install it and FFmpeg, or use PyAV"
+        raise EnvironmentFault("DECODER_MISSING", what)
+    return "pyav", f"{pyav}, since {problem}"
+
+
+# After a fork -----------------------------------------------------------------------------------------
+
+_threaded: "weakref.WeakSet[Decoder]" = weakref.WeakSet()  # decoders with threads
+
+
+def _leave_to_parent() -> None:
+    """Threads do not live on in a forked process; freeing their decoders there would wait forever."""
+    for decoder in _threaded:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(decoder))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

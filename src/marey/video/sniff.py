@@ -10,7 +10,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+import weakref
 from dataclasses import dataclass
 
 from marey.errors import MediaError
@@ -38,7 +38,6 @@ _BEGINNINGS = {
 _CONTAINER = re.compile(
     b"|".join(b"(?P<%s>%s)" % (name.encode(), rule) for name, rule in _BEGINNINGS.items()), re.DOTALL
 )
-_STILL_BRANDS = (b"heic", b"heix", b"heim", b"mif1", b"avif")
 _OTHERS = (
     (
         rb"\s*(?:ffconcat |#EXTM3U|(?:<\?xml.{,200}?>.{,2000}?)?<(?:\w+:)?MPD|v=0\r?\n|\[playlist\])",
@@ -57,13 +56,14 @@ _OTHERS = (
         "is text, perhaps an error page in place of the download; fetch it again",
     ),
 )
+_STILL_BRANDS = (b"heic", b"heix", b"heim", b"mif1", b"avif")
 _HOLD_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
 _MOST_BOXES = 1_000_000  # ten hours recorded in one-second fragments have 300,000
 
 
 @dataclass
 class MediaFile:
-    """An open regular file.
+    """An open regular file; closed when forgotten.
 
     path     as the user named it
     raw      the file, unbuffered; handed to the decoders
@@ -80,66 +80,87 @@ class MediaFile:
     end: int = 0
     indexed: bool = True
 
-    def check_unchanged(self) -> None:
-        """Raises MEDIA_CHANGED where the open file was written to; its name may be gone or be another's."""
-        status = os.fstat(self.raw.fileno())
-        if (status.st_size, status.st_mtime_ns) != self.stamp:
-            raise changed(self.path)
-
 
 def open_media(path: str, limits: Limits) -> MediaFile:
     """Opens a video file, without waiting on pipes and devices.
 
-    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or not one of
-    the containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
+    Raises MediaError NOT_FOUND, NO_ACCESS, NO_VIDEO (an audio file), NOT_MEDIA (not a regular file, or none
+    of the containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
     """
     try:  # without O_NONBLOCK, opening a pipe waits for its writer
         raw = io.FileIO(
             os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         )
-    except (FileNotFoundError, NotADirectoryError) as error:
-        linked = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises where it may not look
-        what = "is a link to a file that does not exist" if linked else "does not exist"
-        raise MediaError("NOT_FOUND", f"{path!r} {what}; check the name") from error
     except (OSError, ValueError) as error:
-        raise no_access(path, error) from error
+        raise cannot_read(path, error) from error
     try:
         status = os.fstat(raw.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise MediaError(
                 "NOT_MEDIA", f"{path!r} is not a regular file; copy what it gives into a file first"
             )
-        kind = kind_of(raw.read(4096), path)
+        head = raw.read(4096)
+        match = _CONTAINER.match(head)
+        kind = str(match.lastgroup) if match else _other_kind(head, path)
         file = MediaFile(path, raw, kind, (status.st_size, status.st_mtime_ns))
-        _read_headers(file, limits)
-        return file
+        if kind == "mp4":
+            _read_boxes(file, limits)
+        elif kind in ("avi", "matroska"):
+            file.end = _riff_end(raw, status.st_size) if kind == "avi" else _segment_end(head)
     except OSError as error:
         raw.close()
-        raise no_access(path, error) from error
+        raise cannot_read(path, error) from error
     except BaseException:
         raw.close()
         raise
+    weakref.finalize(file, raw.close)
+    return file
 
 
-def no_access(path: str, error: OSError | ValueError) -> MediaError:
-    """The error for a file that the system does not let us read."""
-    reason = getattr(error, "strerror", None) or error
-    return MediaError("NO_ACCESS", f"{path!r} cannot be read: {reason}; check its permissions and its disk")
+def _read_boxes(file: MediaFile, limits: Limits) -> None:
+    """Walks the boxes of an MP4 for `file.end` and `file.indexed`; frame tables are only counted.
+
+    Fields: ISO/IEC 14496-12, 4.2 (box), 8.4.3 (hdlr), 8.7.3 (stsz, stz2) and 8.8.8 (trun). Boxes that make no
+    sense end the walk: FFmpeg will judge them.
+    """
+    place, ends, picture, in_fragments = 0, [file.stamp[0]], False, 0
+    file.indexed = False
+    for _ in range(_MOST_BOXES):
+        while ends and place + 8 > ends[-1]:
+            place = ends.pop()
+        if not ends or in_fragments > 16 * limits.frames:  # fragments count sound too
+            break
+        file.raw.seek(place)
+        head = file.raw.read(32)
+        size, kind, fields = int.from_bytes(head[:4]), head[4:8], head[8:]
+        if size == 1:  # the length follows in 64 bits
+            size, fields = int.from_bytes(fields[:8]), fields[8:]
+        end = place + size if size else ends[-1]
+        if end < place + 8:
+            break
+        if kind == b"ftyp" and fields[:4] in _STILL_BRANDS:
+            raise MediaError("NOT_MEDIA", f"{file.path!r} is a still image; give a video")
+        if kind in (b"moov", b"mdat", b"moof"):
+            file.indexed |= kind != b"mdat"
+            file.end = max(file.end, end)
+        elif kind == b"hdlr":
+            picture = fields[8:12] == b"vide"
+        elif kind == b"trun":
+            in_fragments += int.from_bytes(fields[4:8])
+        elif kind in (b"stsz", b"stz2") and picture and int.from_bytes(fields[8:12]) > limits.frames:
+            count = int.from_bytes(fields[8:12])
+            raise exceeded(file.path, f"has {count:,} frames", "frames", limits.frames)
+        if kind in _HOLD_BOXES:
+            ends.append(min(end, ends[-1]))
+            place += len(head) - len(fields)
+        else:
+            place = end
+    if ends and in_fragments > 16 * limits.frames:
+        raise exceeded(file.path, f"has {in_fragments:,} samples", "frames", 16 * limits.frames)
 
 
-def changed(path: str) -> MediaError:
-    """The error for a file that is no longer what it was."""
-    return MediaError(
-        "MEDIA_CHANGED", f"{path!r} changed while it was read; open it again when it is complete"
-    )
-
-
-def kind_of(head: bytes, path: str) -> str:
-    """FFmpeg's demuxer for a file that begins with `head`; raises NOT_MEDIA, or NO_VIDEO for audio files."""
-    if match := _CONTAINER.match(head):
-        if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
-            raise MediaError("NOT_MEDIA", f"{path!r} is a still image; give a video")
-        return str(match.lastgroup)
+def _other_kind(head: bytes, path: str) -> str:
+    """The demuxer for transport streams; for all else the error that says what the file is."""
     if _is_transport_stream(head):
         return "mpegts"
     if not head:
@@ -160,65 +181,6 @@ def _is_transport_stream(head: bytes) -> bool:
             if set(head[start : start + 8 * size : size]) == {0x47}:
                 return True
     return False
-
-
-def _read_headers(file: MediaFile, limits: Limits) -> None:
-    """Fills in what the headers say of the file's end and index."""
-    if file.kind == "mp4":
-        _read_mp4(file, limits)
-    elif file.kind == "avi":
-        file.end = _riff_end(file.raw, file.stamp[0])
-    elif file.kind == "matroska":
-        file.raw.seek(0)
-        file.end = _segment_end(file.raw.read(512))
-
-
-def _read_mp4(file: MediaFile, limits: Limits) -> None:
-    """Walks the boxes; frame tables are only counted (fields: ISO/IEC 14496-12, 8.4.3, 8.7.3 and 8.8.8)."""
-    raw, picture, in_fragments = file.raw, False, 0
-    file.indexed = False
-    for kind, start, end in _boxes(file):
-        if kind in (b"moov", b"mdat", b"moof"):
-            file.indexed |= kind != b"mdat"
-            file.end = max(file.end, end)
-        elif kind in (b"hdlr", b"stsz", b"stz2", b"trun"):
-            raw.seek(start)
-            fields = raw.read(12)
-            count = int.from_bytes(fields[8:12])
-            if kind == b"hdlr":
-                picture = fields[8:12] == b"vide"
-            elif kind == b"trun":
-                in_fragments += int.from_bytes(fields[4:8])
-            elif picture and count > limits.frames:
-                raise exceeded(file.path, f"has {count:,} frames", "frames", limits.frames)
-    if in_fragments > 16 * limits.frames:  # these count sound too
-        raise exceeded(file.path, f"has {in_fragments:,} samples", "frames", 16 * limits.frames)
-
-
-def _boxes(file: MediaFile) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of content, end) of every box of an MP4, outer before inner; a cut one ends behind it."""
-    place, ends = 0, [file.stamp[0]]
-    for _ in range(_MOST_BOXES):
-        while ends and place + 8 > ends[-1]:
-            place = ends.pop()
-        if not ends:
-            return
-        file.raw.seek(place)
-        head = file.raw.read(16)
-        size, kind, content = int.from_bytes(head[:4]), head[4:8], place + 8
-        if size == 1:  # the length follows in 64 bits
-            size, content = int.from_bytes(head[8:16]), place + 16
-        elif size == 0:  # up to the end
-            size = ends[-1] - place
-        if place + size < content:
-            return  # nonsense: FFmpeg will judge it
-        yield kind, content, place + size
-        if kind in _HOLD_BOXES:
-            ends.append(min(place + size, ends[-1]))
-            place = content
-        else:
-            place += size
-    raise exceeded(file.path, f"has over {_MOST_BOXES:,} boxes", "frames", _MOST_BOXES)
 
 
 def _riff_end(raw: io.FileIO, size: int) -> int:
@@ -244,3 +206,30 @@ def _segment_end(head: bytes) -> int:
     unknown = (1 << 7 * width) - 1
     length = int.from_bytes(head[place : place + width]) & unknown
     return 0 if length == unknown else place + width + length
+
+
+# Errors -------------------------------------------------------------------------------------------------
+
+
+def cannot_read(path: str, error: OSError | ValueError) -> MediaError:
+    """NOT_FOUND, or NO_ACCESS for a file that the system does not let us read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        linked = os.path.islink(path)  # noqa: PTH114 - Path.is_symlink raises where it may not look
+        what = "is a link to a file that does not exist" if linked else "does not exist"
+        return MediaError("NOT_FOUND", f"{path!r} {what}; check the name")
+    reason = getattr(error, "strerror", None) or error
+    return MediaError("NO_ACCESS", f"{path!r} cannot be read: {reason}; check its permissions and its disk")
+
+
+def changed(path: str) -> MediaError:
+    """MEDIA_CHANGED, for a file that is no longer what it was."""
+    return MediaError(
+        "MEDIA_CHANGED", f"{path!r} changed while it was read; open it again when it is complete"
+    )
+
+
+def check_unchanged(file: MediaFile) -> None:
+    """Raises MEDIA_CHANGED where the open file was written to; its name may be gone, or be another's."""
+    status = os.fstat(file.raw.fileno())
+    if (status.st_size, status.st_mtime_ns) != file.stamp:
+        raise changed(file.path)

@@ -70,12 +70,14 @@ def render_moving_shapes(
     size: tuple[int, int] = (96, 96),
     frames: int = 24,
     fps: float = 12,
+    classes: Sequence[str] = CLASSES,
 ) -> Lists:
     """Render videos of moving and turning shapes and the lists that label them.
 
-    train, val, test  videos per class (there are six, `CLASSES`) in each split
+    train, val, test  videos per class in each split
     size              (width, height) in pixels, both even
     frames, fps       length of each video in frames, and frames per second
+    classes           some of `CLASSES`, in label order
 
     Writes `<split>/<class>/<number>.mp4` and `<split>.csv` (columns path, label, class; paths relative to
     the list) into `folder`, which is made if need be. A video depends on seed, split, class and its number
@@ -87,11 +89,11 @@ def render_moving_shapes(
         raise UsageError("BAD_VALUE", "counts and seed cannot be negative; frames and fps must be above zero")
     lists = {}
     for split, count in splits.items():
-        rows = [(split, name, index) for name in CLASSES for index in range(count)]
+        rows = [(split, name, index) for name in classes for index in range(count)]
         for row in rows:
             clip = moving_shape(row[1], generator=_generator(seed, *row), size=size, frames=frames)
             write_video(_place(Path(folder), *row), clip, fps=fps)
-        lists[split] = _write_list(Path(folder), split, rows)
+        lists[split] = _write_list(Path(folder), split, rows, classes)
     return Lists(**lists)
 
 
@@ -300,12 +302,12 @@ def _place(folder: Path, split: str, name: str, index: int) -> Path:
     return folder / split / name / f"{index:04}.mp4"
 
 
-def _write_list(folder: Path, split: str, rows: list[tuple[str, str, int]]) -> Path:
+def _write_list(folder: Path, split: str, rows: list[tuple[str, str, int]], classes: Sequence[str]) -> Path:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "label", "class"])
     place = partial(_place, Path())
-    writer.writerows([place(*row).as_posix(), CLASSES.index(row[1]), row[1]] for row in rows)
+    writer.writerows([place(*row).as_posix(), classes.index(row[1]), row[1]] for row in rows)
     path = folder / f"{split}.csv"
     with replacing(path) as part:
         part.write_text(text.getvalue(), encoding="utf-8", newline="")

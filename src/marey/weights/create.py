@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch import nn
+from torch import Tensor, nn
 
-from marey.errors import UsageError
-from marey.models import build
+from marey.errors import UsageError, unknown
+from marey.models import MODELS, build
+from marey.video.preprocess import Preprocess
 from marey.weights.load import class_count, load_weights
-from marey.weights.native import KEY, load_checkpoint, read_card
-from marey.weights.published import RELEASES, family_preprocess, locate
+from marey.weights.native import KEY, Card, load_checkpoint, read_card
+from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
 
 
@@ -36,9 +37,7 @@ def create_model(
     """
     tensors, origin = None, None
     if weights is not None:
-        path = locate(weights)
-        tensors, metadata = read_weights(path)
-        origin = read_card(metadata[KEY], tensors, path) if KEY in metadata else RELEASES.get(path.stem)
+        tensors, origin = _read(weights)
         if origin is not None and origin.model != name:
             raise UsageError(
                 "WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}"
@@ -58,6 +57,24 @@ def create_model(
             model.class_names = origin.class_names
     network: nn.Module = model
     return network
+
+
+def starting_preprocess(
+    name: str, weights: str | os.PathLike[str] | None = None, segments: int = 8
+) -> Preprocess:
+    """What a network of that name is fed when it starts from these weights, or from none: the preprocessing
+    of the checkpoint or release, else that of the network's family."""
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    origin = None if weights is None else _read(weights)[1]
+    return origin.preprocess if origin else family_preprocess(name, segments)
+
+
+def _read(weights: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Card | Release | None]:
+    """A file's tensors and, where it is a checkpoint or a release, what belongs to them."""
+    path = locate(weights)
+    tensors, metadata = read_weights(path)
+    return tensors, read_card(metadata[KEY], tensors, path) if KEY in metadata else RELEASES.get(path.stem)
 
 
 def open_model(source: str | os.PathLike[str]) -> nn.Module:
