@@ -153,8 +153,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["".join(f"{title:>14}" for title in titles)]
     for row in rows:
         data, network, trained = row["data"], row["network"], row["clips_per_second"]
+        serial = 1 / (1 / data + 1 / network)
         lines.append(
-            f"{row['workers']:14}{network:14.1f}{data:14.1f}{1 / (1 / data + 1 / network):14.1f}{trained:14.1f}"
+            f"{row['workers']:14}{network:14.1f}{data:14.1f}{serial:14.1f}{trained:14.1f}"
             f"{trained / min(data, network):14.0%}{row['data_share']:14.1%}"
         )
     return "\n".join(lines)

@@ -53,9 +53,9 @@ def predict(
         list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="What `marey train` wrote, or published weights.")
+        Path | None, typer.Option(help="What `marey train` wrote, or a release's file.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A release of `marey zoo`.")] = None,
+    model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
     every: Annotated[
         str | None, typer.Option(help="A timeline with a window every so long, for example 2s.")
@@ -140,6 +140,8 @@ def train(
         nodes=nodes,
     )
     _rows({"run": str(found.run), "checkpoint": str(found.checkpoint), **found.metrics}, as_json)
+    if found.skipped:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
@@ -218,6 +220,10 @@ def data_check(
         int | None, typer.Option(help="Labels must be below; default: as in the lists.")
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="File with the class names in label order.")] = None,
+    first_label: Annotated[int, typer.Option(help="Number of the first class in the lists.")] = 0,
+    multi_label: Annotated[
+        bool | None, typer.Option("--multi-label/--single-label", help="Default: as it looks.")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that relative paths start from.")] = None,
     layout: Annotated[str, typer.Option("--format", help="Layout of the lists.")] = "auto",
     template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
@@ -240,6 +246,8 @@ def data_check(
         root=root,
         format=layout,
         template=template,
+        first_label=first_label,
+        multi_label=multi_label,
     )
     print(report_json(report) if as_json else "\n".join(lines(report)))
     if not report.ok:

@@ -1,6 +1,5 @@
 """Frames by number and by time: exact, in any order, with either decoder, without decoding from the start."""
 
-import io
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,7 +18,7 @@ from marey.video import reader, torchcodec
 from marey.video.limits import Limits
 from marey.video.pyav import PyAVDecoder
 from marey.video.reader import Video, decoder_choice, read_video
-from marey.video.sniff import open_media
+from marey.video.sniff import RawFile, open_media
 from marey.video.torchcodec import TorchcodecDecoder, load_torchcodec
 
 needs_torchcodec = pytest.mark.skipif(load_torchcodec()[1] != "", reason="torchcodec is optional")
@@ -180,7 +179,7 @@ def test_torchcodec_reads_only_a_part_of_a_long_file(tmp_path: Path) -> None:
     decoder.close()
 
 
-class CountedFile(io.FileIO):
+class CountedFile(RawFile):
     """A file that counts the bytes read from it."""
 
     count = 0

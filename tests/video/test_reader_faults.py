@@ -1,7 +1,6 @@
 """Every fault that files come with, with the outcome that is promised for it, for each decoder."""
 
 import errno
-import io
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from marey.errors import MediaError
 from marey.video.limits import Limits
 from marey.video.pyav import PyAVDecoder
 from marey.video.reader import read_video
-from marey.video.sniff import MediaFile
+from marey.video.sniff import MediaFile, RawFile
 from marey.video.torchcodec import load_torchcodec
 
 needs_torchcodec = pytest.mark.skipif(load_torchcodec()[1] != "", reason="torchcodec is optional")
@@ -507,7 +506,7 @@ def test_ffmpeg_itself_could_not_open_them_either(
     canary = faults.write(tmp_path / "canary.mp4", 2)
     for target in (server[0], str(canary), "canary.mp4"):
         (tmp_path / "x").write_text(text(target))
-        raw = io.FileIO(str(tmp_path / "x"))
+        raw = RawFile(str(tmp_path / "x"))
         status = os.fstat(raw.fileno())
         file = MediaFile("x", raw, demuxer, (status.st_size, status.st_mtime_ns))
         with pytest.raises(MediaError, match="FFmpeg cannot read it"):
@@ -544,14 +543,14 @@ def test_any_name_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
 def test_a_disk_that_fails_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = False
 
-    class Disk(io.FileIO):
+    class Disk(RawFile):
         def read(self, size: int | None = -1) -> bytes:
             if broken:
                 raise OSError(errno.EIO, "Input/output error")
             return super().read(size) or b""
 
     path = faults.write(tmp_path / "x.mp4", 500, size=(160, 120), options={"crf": "5"})
-    monkeypatch.setattr("marey.video.sniff.io.FileIO", Disk)
+    monkeypatch.setattr("marey.video.sniff.RawFile", Disk)
     video = read_video(path, decoder="pyav")
     broken = True
     for use in (lambda: video.frames([0]), lambda: read_video(path, decoder="pyav")):

@@ -311,7 +311,8 @@ def check_labels(clips: ClipList, num_classes: int | None = None) -> None:
         raise DataError(
             "LABEL_BASE",
             f"{clips.name}: the labels run from 1 to {used[-1]}, so they seem to count from 1, not 0; read "
-            f"it with first_label=1, or give {used[-1] + 1} class names if label 0 merely has no videos",
+            f"it with first_label=1 (data.first_label=1 in a recipe), or give {used[-1] + 1} class names if "
+            "label 0 merely has no videos",
         )
     if num_classes is None or used[-1] < num_classes:
         return

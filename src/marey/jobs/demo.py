@@ -30,7 +30,7 @@ def demo(folder: str | os.PathLike[str] = "demo", *, seed: int = 0) -> Demo:
     """
     folder = Path(folder)
     lists = render_moving_shapes(
-        folder / f"videos-{seed}", train=60, val=10, test=50, seed=seed, classes=DEMO_CLASSES
+        folder / f"videos-{seed}", train=90, val=10, test=50, seed=seed, classes=DEMO_CLASSES
     )
     recipe = load_recipe(
         "demo.moving_shapes",

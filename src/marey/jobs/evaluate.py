@@ -20,7 +20,7 @@ from marey.errors import DataError, MareyError, unknown
 from marey.files import replacing
 from marey.jobs import setup
 from marey.jobs.doctor import environment
-from marey.jobs.predict import score_views
+from marey.jobs.predict import view_logits
 from marey.jobs.progress import Progress
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
@@ -30,6 +30,7 @@ from marey.metrics.mean_ap import (
     mmit_mean_average_precision,
 )
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
+from marey.metrics.views import average_views
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
 from marey.training.distributed import gather, launch
@@ -70,9 +71,8 @@ def score_list(
         if isinstance(views, MareyError):
             rows.append((index, Failure(index, clips[index].path, views.code, views.message)))
         else:
-            scores = score_views(
-                model, views, preprocess, fabric.device, views_per_forward, multi_label=multi_label
-            )
+            logits = view_logits(model, views, preprocess, fabric.device, views_per_forward)
+            scores = average_views(logits, preprocess.average, multi_label=multi_label).numpy()
             rows.append((index, scores))
         if progress is not None:
             progress(len(rows), len(mine))
@@ -99,6 +99,8 @@ def measure(
     scored: Scored, clips: ClipList, num_classes: int, multi_label: bool, average: str
 ) -> dict[str, Any]:
     """Metrics over the scored clips: `metrics` (in 0..1, and the mean loss), `per_class`, `confusion`."""
+    if average == "none":  # views of one clip need not agree, nor be as many as another's
+        return {"metrics": {}, "per_class": {"count": clips.counts(num_classes)}}
     scores = np.stack(scored.scores)
     labels = [clips[index].labels for index in scored.indices]
     if multi_label:
@@ -196,12 +198,12 @@ def write_scores(path: Path, scored: Scored, clips: ClipList) -> None:
         pq.write_table(table, part)
 
 
-def pick_metrics(found: dict[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The metrics asked for. Raises UsageError UNKNOWN_METRIC with the nearest name."""
+def check_metrics(names: Sequence[str], multi_label: bool, average: str) -> None:
+    """Refuse metrics that the test will not have: UsageError UNKNOWN_METRIC with the nearest name."""
+    known = ("map", "mmit_map", "loss") if multi_label else ("top1", "top5", "mean_class", "loss")
     for name in names:
-        if name not in found:
-            raise unknown("metric", name, found, code="UNKNOWN_METRIC")
-    return {name: found[name] for name in names or found}
+        if name not in known or average == "none":
+            raise unknown("metric", name, () if average == "none" else known, code="UNKNOWN_METRIC")
 
 
 def test(
@@ -220,8 +222,8 @@ def test(
 
     recipe         name, recipe.json or Recipe; its `clips.test` is the protocol, its `data.test` the list
     checkpoint     what `marey train` wrote, or any published layout that fits the recipe's network
-    out            results.json to write; scores.parquet goes beside it. None: the checkpoint's run folder,
-                   when it lies in one
+    out            results file to write (.json); the scores go beside it, with the suffix .parquet. None:
+                   results.json and scores.parquet of the checkpoint's run folder, when it lies in one
     metrics        the metrics to give; none named: all
     average_clips  "prob", "score", or "none": scores per view and no metrics; None: as the recipe says
     Returns what results.json holds, in the first process; the others get the same.
@@ -238,6 +240,7 @@ def test(
     _same_names(checkpoint, names, clips)
     _note_differences(plan, model)
     several = bool(plan.data.multi_label)
+    check_metrics(metrics, several, plan.clips.average)
     with Pool(setup.decoding_workers(plan.data), plan.data.seconds) as pool:
         scored = score_list(
             model.to(fabric.device),
@@ -252,7 +255,7 @@ def test(
         )
     check_complete(scored, len(clips), plan.data.max_bad_test)
     found = results(plan, scored, clips, plan.clips.test, classes=classes, checkpoint=str(checkpoint))
-    found["metrics"] = pick_metrics(found["metrics"], metrics)
+    found["metrics"] = {name: found["metrics"][name] for name in metrics or found["metrics"]}
     if fabric.is_global_zero:
         _leave(found, scored, clips, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
     return found

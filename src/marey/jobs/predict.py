@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from marey.errors import MareyError, UsageError
 from marey.metrics.views import average_views
@@ -21,7 +21,7 @@ from marey.weights.create import open_model
 
 
 class Score(msgspec.Struct, frozen=True):
-    """One class and how sure the network is of it (a probability, unless logits are averaged)."""
+    """One class and how sure the network is of it, a probability (0..1)."""
 
     label: int
     name: str
@@ -83,9 +83,10 @@ def predict(
                 for start, end, part in _windows(video, network.preprocess, every, span):
                     protocol = network.preprocess.test if every is None else network.preprocess.val
                     views = network.preprocess.views(video, protocol, part)
-                    scores = score_views(
-                        network, views, network.preprocess, place, views_per_forward, multi_label=several
-                    )
+                    logits = view_logits(network, views, network.preprocess, place, views_per_forward)
+                    if network.preprocess.average == "score":
+                        logits = logits.mean(0, keepdim=True)
+                    scores = average_views(logits, "prob", multi_label=several).numpy()
                     notes = tuple(f"{note.code}: {note.text}" for note in video.notes)
                     yield Prediction(source.name, start, end, _best(scores, network.class_names, top), notes)
         except MareyError as error:
@@ -109,26 +110,17 @@ def _windows(
 
 
 @torch.inference_mode()
-def score_views(
-    model: nn.Module,
-    views: Views,
-    preprocess: Preprocess,
-    device: torch.device,
-    chunk: int = 10,
-    *,
-    multi_label: bool = False,
-) -> NDArray[np.float32]:
-    """Scores of one video: float32 [C], averaged over views by `preprocess.average` ("none": [views, C]).
+def view_logits(
+    model: nn.Module, views: Views, preprocess: Preprocess, device: torch.device, chunk: int = 10
+) -> Tensor:
+    """Raw logits of the views of one video, float32 [V, C] on the CPU.
 
-    "prob" is the mean of the views' probabilities (softmax; sigmoid with several labels), "score" of logits.
     Views go through the network `chunk` at a time, apart from other videos.
     """
     parts = (views.batch(start, start + chunk) for start in range(0, len(views), chunk))
-    logits = torch.cat([model(normalize(part.to(device), preprocess)).float().cpu() for part in parts])
-    return average_views(logits, preprocess.average, multi_label=multi_label).numpy()
+    return torch.cat([model(normalize(part.to(device), preprocess)).float().cpu() for part in parts])
 
 
 def _best(scores: NDArray[np.float32], names: Sequence[str] | None, top: int) -> tuple[Score, ...]:
-    mean = scores.mean(0) if scores.ndim == 2 else scores
-    order = np.argsort(-mean, kind="stable")[:top].tolist()
-    return tuple(Score(label, names[label] if names else str(label), float(mean[label])) for label in order)
+    order = np.argsort(-scores, kind="stable")[:top].tolist()
+    return tuple(Score(label, names[label] if names else str(label), float(scores[label])) for label in order)

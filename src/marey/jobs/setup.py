@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +12,16 @@ from torch import nn
 
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
+from marey.models import MODELS
 from marey.recipes.schema import Data, Recipe
 from marey.weights.create import create_model
 from marey.weights.load import LoadReport
+
+SPLITS = {  # how splits are called in lists and folders
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 class Lists(NamedTuple):
@@ -52,6 +60,12 @@ def open_lists(data: Data, *, training: bool, classes: Sequence[str] | None = No
             first_label=data.first_label,
             split=splits.get(name),
         )
+        mixed = read[name].splits
+        if name not in splits and len(mixed) > 1:
+            raise UsageError(
+                "SPLITS_MIXED",
+                f"{path} holds the splits {', '.join(mixed)}; give it as data.splits, not as data.{name}",
+            )
     return Lists(read.get("train"), read.get("val"), read.get("test"))
 
 
@@ -63,8 +77,11 @@ def _paths(data: Data, training: bool) -> tuple[dict[str, str], dict[str, str]]:
     if data.train or data.val or data.test:
         raise UsageError("NO_DATA", "give either data.splits, or data.train, data.val and data.test")
     there = read_list(data.splits, format=data.format, root=data.root, template=data.template).splits
-    wanted = {"train": "train", "val": "val"} if training else {"test": "test" if "test" in there else "val"}
-    splits = {name: split for name, split in wanted.items() if name != "val" or split in there}
+    found = {name: next((s for s in SPLITS[name] if s in there), None) for name in SPLITS}
+    wanted = {name: found[name] for name in ("train", "val")}
+    if not training:
+        wanted = {"test": found["test"] or found["val"]}
+    splits = {name: split for name, split in wanted.items() if split is not None}
     return dict.fromkeys(splits, data.splits), splits
 
 
@@ -89,9 +106,21 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     several = any(clips.multi_label for clips in given)
     return msgspec.structs.replace(
         recipe,
-        model=msgspec.structs.replace(recipe.model, num_classes=count),
+        model=msgspec.structs.replace(recipe.model, num_classes=count, options=_segmented(recipe)),
         data=msgspec.structs.replace(data, multi_label=several, **full),
     )
+
+
+def _segmented(recipe: Recipe) -> dict[str, Any]:
+    """The network's options, with as many segments as the clips have frames where the network counts them."""
+    plan, frames = recipe.model, recipe.clips.frames
+    if plan.name not in MODELS or "segments" not in signature(MODELS[plan.name]).parameters:
+        return plan.options
+    if plan.options.get("segments", frames) != frames:
+        raise UsageError(
+            "CLIP_LENGTH", f"model.options.segments is {plan.options['segments']}, but clips.frames {frames}"
+        )
+    return {**plan.options, "segments": frames}
 
 
 def _full(path: str | None) -> str | None:

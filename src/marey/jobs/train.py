@@ -35,11 +35,12 @@ from marey.weights.native import save_checkpoint
 
 
 class Trained(NamedTuple):
-    """What a training leaves: the run folder, its best checkpoint, and the best validation's metrics."""
+    """What a training leaves: run folder, best checkpoint, its validation's metrics, files it had to skip."""
 
     run: Path
     checkpoint: Path
     metrics: dict[str, float]
+    skipped: int
 
 
 def train(
@@ -66,9 +67,7 @@ def train(
     after SIGINT, SIGTERM or SIGUSR1, with everything saved.
     """
     given = (
-        Path(recipe).parent
-        if not isinstance(recipe, Recipe) and str(recipe).endswith("recipe.json")
-        else None
+        Path(recipe).parent if not isinstance(recipe, Recipe) and Path(recipe).name == "recipe.json" else None
     )
     recipe = load_recipe(recipe, overrides)
     fabric = launch(
@@ -79,10 +78,12 @@ def train(
         raise UsageError("NO_DATA", "--validate needs validation videos; give data.val=LIST")
     if validate is False:
         lists = lists._replace(val=None)
-    recipe = _rescaled(setup.complete(recipe, lists), fabric.world_size, auto_scale_lr)
+    written = setup.complete(recipe, lists)
+    recipe = _rescaled(written, fabric.world_size, auto_scale_lr)
     folder = gather(fabric, _folder(recipe, Path(out), resume, given) if fabric.is_global_zero else None)[0]
     run = Run(folder, quiet=not fabric.is_global_zero)
     _prepare(run, recipe, seed, deterministic)
+    _say_rate(run, written, recipe, fabric.world_size)
     workers = setup.decoding_workers(recipe.data)
     with Pool(workers, recipe.data.seconds) as pool, stop_signals() as stop:
         return Training(recipe, lists, fabric, run, pool, stop, seed).all_epochs(resume=resume)
@@ -369,7 +370,7 @@ class Training:
                 f"done: {self.run.folder}/report.html, best weights {best}"
                 + (f", skipped {self.failures.count} unreadable files" if self.failures.count else "")
             )
-        return Trained(self.run.folder, best, self.best_metrics)
+        return Trained(self.run.folder, best, self.best_metrics, self.failures.count)
 
 
 def _folder(recipe: Recipe, out: Path, resume: bool, given: Path | None) -> Path:
@@ -380,6 +381,8 @@ def _folder(recipe: Recipe, out: Path, resume: bool, given: Path | None) -> Path
 
 
 def _prepare(run: Run, recipe: Recipe, seed: int, deterministic: bool) -> None:
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA's matrix products refuse
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
@@ -387,6 +390,22 @@ def _prepare(run: Run, recipe: Recipe, seed: int, deterministic: bool) -> None:
     run.write_json(
         run.folder / "environment.json", {"seed": seed, "deterministic": deterministic} | environment()
     )
+
+
+def _say_rate(run: Run, written: Recipe, recipe: Recipe, world: int) -> None:
+    """Say from what to what the learning rate was scaled, or that it was not."""
+    before, plan = written.training, recipe.training
+    clips, rate = plan.batch * plan.accumulate * world, plan.optimizer.lr
+    if rate != before.optimizer.lr:
+        run.say(
+            f"learning rate {rate:g}: scaled from {before.optimizer.lr:g} for {before.reference_batch} clips "
+            f"an update to {clips}"
+        )
+    elif clips != plan.reference_batch:
+        run.say(
+            f"learning rate {rate:g} as written, for {plan.reference_batch} clips an update; here are "
+            f"{clips} (--auto-scale-lr scales it)"
+        )
 
 
 def _rescaled(recipe: Recipe, world: int, wanted: bool) -> Recipe:

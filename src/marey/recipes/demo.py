@@ -32,7 +32,7 @@ def moving_shapes() -> Recipe:
             test=view,
         ),
         training=Training(
-            epochs=12,
+            epochs=24,
             batch=8,
             reference_batch=8,
             optimizer=Optimizer(lr=0.02, weight_decay=1e-4, clip_norm=20.0),

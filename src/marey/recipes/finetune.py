@@ -45,10 +45,13 @@ def scratch(model: str = "tsm_r18") -> Recipe:
     return msgspec.structs.replace(
         base,
         name="finetune.scratch",
-        clips=msgspec.structs.replace(base.clips, short_side=112, crop=96, val=small, test=small),
+        clips=msgspec.structs.replace(
+            base.clips, short_side=112, crop=96, train_crop="multiscale13", val=small, test=small
+        ),
         training=msgspec.structs.replace(
             base.training,
             epochs=30,
+            batch=16,
             reference_batch=16,
             optimizer=Optimizer(lr=0.03, weight_decay=5e-4, clip_norm=20.0),
         ),

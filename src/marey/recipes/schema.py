@@ -63,10 +63,14 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the network is trained.
 
+    epochs           how often every clip is seen
     batch            clips per process and step
     accumulate       steps whose gradients make one update
     reference_batch  clips per update that optimizer.lr is meant for
     scale_lr         multiply the rate by (clips per update) / reference_batch
+    optimizer        which optimiser, and with which rates
+    schedule         how the learning rate moves
+    label_smoothing  share of the target that is spread over all classes (one label per clip)
     precision        "32", or "bf16" autocast
     class_weights    "balanced": loss weights inverse to the classes' counts
     validate_every   epochs between validations; 0: only after the last
@@ -104,7 +108,12 @@ class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the source reports for this recipe: metrics in 0..1, and where it says so."""
+    """What the source reports for this recipe.
+
+    metrics   by name, in 0..1
+    source    where it says so
+    protocol  clips and crops of the figures
+    """
 
     metrics: dict[str, float]
     source: str
@@ -112,7 +121,16 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A complete run. `marey recipe NAME` prints one; any field can be changed with `key=value`."""
+    """A complete run. `marey recipe NAME` prints one; any field can be changed with `key=value`.
+
+    name       module and published name
+    model      which network
+    data       which videos
+    clips      which frames and pixels of them, in training, validation and test
+    training   how the network is trained
+    testing    how it is tested
+    published  what its source reports, shown beside what is measured
+    """
 
     name: str
     model: Model

@@ -21,7 +21,12 @@ Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which optimiser, and what reaches which parameter.
 
+    kind         "sgd" or "adamw"
     lr           learning rate at the recipe's reference batch
+    momentum     of SGD; its buffers start with the first gradient
+    nesterov     of SGD: look ahead by one momentum step
+    betas        of AdamW: decay of its first and second moment
+    weight_decay  pull of the weights towards 0; as a gradient in SGD, decoupled in AdamW
     groups       "all": one group; "tsm": five groups, see `parameter_groups`
     head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
     clip_norm    gradients are scaled down to this 2-norm; None leaves them
@@ -51,12 +56,15 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the learning rate moves.
 
-    kind          "step" multiplies by gamma at each milestone (epochs); "cosine" falls to 0 at the last epoch
-    per           "epoch": one value an epoch; "iteration": follows fractional epochs
-    cosine_from   epoch at which the cosine begins (1.x lets it begin after the warm-up)
-    warmup_epochs linear rise from warmup_start x lr
-    warmup_per    the rise moves every "iteration" or every "epoch"
-    warmup_rule   "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit
+    kind           "step" multiplies by gamma at each milestone; "cosine" falls to 0 at the last epoch
+    milestones     epochs, counted from 0
+    gamma          factor of a step
+    per            "epoch": one value an epoch; "iteration": follows fractional epochs
+    cosine_from    epoch at which the cosine begins (1.x lets it begin after the warm-up)
+    warmup_epochs  length of a linear rise to the full rate
+    warmup_start   where the rise begins, as a share of the full rate
+    warmup_per     the rise moves every "iteration" or every "epoch"
+    warmup_rule    "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit
     """
 
     kind: Literal["constant", "step", "cosine"] = "cosine"

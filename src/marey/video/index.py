@@ -32,6 +32,7 @@ GUESSED_PTS = ("avi", "asf", "matroska,webm")  # may store times of decoding onl
 BY_DTS = ("mpegts", "mpeg")  # are sought by time of decoding; others have an index by presentation
 FIELD_CODECS = ("h264", "hevc", "mpeg2video", "vc1")  # the two fields of a frame may be two packets
 NO_PICTURE = 19  # bytes; a shorter MPEG-4 packet only stands in for a picture that the one before brought
+LONGEST = 1e9  # seconds; later times are damage
 HDR_CURVES = (16, 18)  # SMPTE ST 2084 and ARIB STD-B67 (ITU-T H.273, table 3)
 
 
@@ -160,7 +161,8 @@ def index_packets(found: Survey, stream: VideoStream) -> Index | None:
     times = np.sort(pts[np.array(found.hidden) == 0])
     if pts.min() < pts[0] or (np.diff(times) <= 0).any() or first.pts != times[0]:
         return None
-    return _index_pts(found, stream, times)
+    index = _index_pts(found, stream, times)
+    return index if (np.diff(index.seconds) > 0).all() else None
 
 
 def index_frames(found: Survey, stream: VideoStream) -> Index | None:
@@ -170,7 +172,7 @@ def index_frames(found: Survey, stream: VideoStream) -> Index | None:
     pts, dts = np.array(found.frame_pts), np.array(found.frame_dts)
     if UNKNOWN not in pts and (np.diff(pts) > 0).all():
         index = _index_pts(found, stream, pts)
-        if len(index.keys):
+        if len(index.keys) and (np.diff(index.seconds) > 0).all():
             return index
     better, last = dts if (pts == UNKNOWN).sum() > (dts == UNKNOWN).sum() else pts, _last(found, stream)
     seconds, wrong = _repaired(better, stream, last)
@@ -185,8 +187,7 @@ def _index_pts(found: Survey, stream: VideoStream, times: Times) -> Index:
     pts, dts = np.array(found.pts)[keys], np.array(found.dts)[keys]
     order = np.argsort(pts, kind="stable")[(pts == UNKNOWN).sum() :]
     seeks = np.where(dts == UNKNOWN, pts, dts) if stream.container.format.name in BY_DTS else pts
-    unit, last = stream.time_base or Fraction(1), _last(found, stream)
-    seconds = times * unit.numerator / unit.denominator
+    seconds, last = _seconds(times, stream), _last(found, stream)
     picture = picture_of(cast("VideoFrame", found.first), stream)
     return Index(stream.index, "pts", times, seconds, last, pts[order], seeks[order], picture)
 
@@ -202,8 +203,7 @@ def _index_dts(found: Survey, stream: VideoStream) -> Index | None:
     delay = int(np.flatnonzero(dts == first.dts)[0])
     step = int(np.median(np.diff(dts))) if len(dts) > 1 else 1
     times = np.concatenate([dts[delay:], dts[-1] + step * np.arange(1, delay + 1)])
-    unit, last = stream.time_base or Fraction(1), _last(found, stream)
-    seconds, picture = dts * unit.numerator / unit.denominator, picture_of(first, stream)
+    seconds, last, picture = _seconds(dts, stream), _last(found, stream), picture_of(first, stream)
     return Index(stream.index, "dts", times, seconds, last, times[keys], dts[keys], picture)
 
 
@@ -219,6 +219,11 @@ def _lacks_pts(found: Survey, stream: VideoStream) -> bool:
     return found.smallest <= NO_PICTURE
 
 
+def _seconds(times: Times, stream: VideoStream) -> Seconds:
+    unit = stream.time_base or Fraction(1)
+    return times.astype(np.float64) * unit.numerator / unit.denominator  # exact below 2 ** 53
+
+
 def _last(found: Survey, stream: VideoStream) -> float:
     """Seconds for which the last frame is shown: its packet says, or the usual distance, or the rate."""
     pts = np.array(found.pts)
@@ -231,12 +236,12 @@ def _last(found: Survey, stream: VideoStream) -> float:
 
 def _repaired(times: Times, stream: VideoStream, step: float) -> tuple[Seconds, int]:
     """Seconds of frames as decoded, and how many got some between their neighbours for lack of good ones."""
-    good = times > np.concatenate([[UNKNOWN], np.maximum.accumulate(times)[:-1]])
-    number = np.arange(len(times))
+    seconds, number = np.where(times == UNKNOWN, -np.inf, _seconds(times, stream)), np.arange(len(times))
+    good = seconds > np.concatenate([[-np.inf], np.maximum.accumulate(seconds)[:-1]])
+    good &= seconds < LONGEST
     if not good.any():
         return (number * step).astype(np.float64), len(times)
-    unit = stream.time_base or Fraction(1)
-    at, known = number[good], times[good] * unit.numerator / unit.denominator
+    at, known = number[good], seconds[good]
     outside = np.minimum(number - at[0], 0) + np.maximum(number - at[-1], 0)
     return (np.interp(number, at, known) + outside * step).astype(np.float64), int((~good).sum())
 

@@ -6,6 +6,7 @@ What the outermost headers promise is read here too: it names a file that was cu
 whose few bytes promise so many frames that listing them would fill the memory.
 """
 
+import errno
 import io
 import os
 import re
@@ -61,6 +62,17 @@ _HOLD_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
 _MOST_BOXES = 1_000_000  # ten hours recorded in one-second fragments have 300,000
 
 
+class RawFile(io.FileIO):
+    """An unbuffered file that says no, instead of raising, where a damaged container sends FFmpeg nowhere."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """The new position, or below 0 where there is no such place."""
+        try:
+            return super().seek(offset, whence)
+        except (OSError, OverflowError):
+            return -errno.EINVAL
+
+
 @dataclass
 class MediaFile:
     """An open regular file; closed when forgotten.
@@ -74,7 +86,7 @@ class MediaFile:
     """
 
     path: str
-    raw: io.FileIO
+    raw: RawFile
     kind: str
     stamp: tuple[int, int]
     end: int = 0
@@ -88,9 +100,7 @@ def open_media(path: str, limits: Limits) -> MediaFile:
     of the containers above) or LIMIT_EXCEEDED (an MP4 that promises too many frames).
     """
     try:  # without O_NONBLOCK, opening a pipe waits for its writer
-        raw = io.FileIO(
-            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        )
+        raw = RawFile(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)))
     except (OSError, ValueError) as error:
         raise cannot_read(path, error) from error
     try:
@@ -183,7 +193,7 @@ def _is_transport_stream(head: bytes) -> bool:
     return False
 
 
-def _riff_end(raw: io.FileIO, size: int) -> int:
+def _riff_end(raw: RawFile, size: int) -> int:
     """Where the last RIFF chunk of an AVI ends; large files have several."""
     end = 0
     while end + 8 <= size:

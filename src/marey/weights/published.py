@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
         return path
     name = find(text)
     if name is None:
-        short = [STAMP.sub("", full) for full in RELEASES]
+        counts = Counter(STAMP.sub("", full) for full in RELEASES)
+        short = [name for name, count in counts.items() if count == 1]
         raise UsageError(
             "UNKNOWN_NAME", f"{text!r} is neither a file nor a release; {nearest(text, [*RELEASES, *short])}"
         )
