@@ -1,6 +1,6 @@
 """How much of a training epoch is waiting for data, and how fast data alone and the network alone would be.
 
-    python benchmarks/data_wait.py [LIST] [--clips 64] [--epochs 2] [--workers 0,1,2] [--json FILE]
+    python benchmarks/data_wait.py [LIST] [--clips 48] [--epochs 2] [--workers 0,1,2] [--json FILE]
 
 A TSM-ResNet-18 is trained by `marey.jobs.train` on the first clips of LIST, in a shuffled order (by default
 camera-motion of MAREY_TEST_VIDEOS, else rendered shapes, 112x112). What the columns mean stands in
@@ -166,7 +166,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("list", nargs="?", type=Path, help="any list that Marey reads, one label per clip")
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=2, help="at least 2; the first is not counted")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, default=96, help="pixels; frames are resized to 7/6 of it")

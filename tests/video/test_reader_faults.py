@@ -16,6 +16,8 @@ import av
 import faults
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from marey.errors import MediaError
 from marey.video.limits import Limits
@@ -261,6 +263,36 @@ def test_a_change_of_codec_is_decoded_and_noted(tmp_path: Path) -> None:
         assert faults.numbers(video.frames([len(video) - 1, 2])) == [19, 2]
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+def test_any_damage_gives_frames_or_a_coded_error(tmp_path: Path, suffix: str, decoder: str) -> None:
+    codec = "mpeg4" if suffix == ".avi" else "libx264"
+    whole = faults.write(
+        tmp_path / f"whole{suffix}", 30, codec=codec, options={"g": "10", "bf": "2"}
+    ).read_bytes()
+    path = tmp_path / f"x{suffix}"
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 255)), max_size=30),
+        st.integers(100),
+    )
+    def check(flips: list[tuple[int, int]], end: int) -> None:
+        data = bytearray(whole)
+        for place, bits in flips:
+            data[place] ^= bits
+        path.write_bytes(data[:end] if end % 3 == 0 else data)
+        try:
+            with read_video(path, decoder=decoder, limits=Limits(pixels=10**6, frames=1000)) as video:
+                assert (np.diff(video.timestamps) > 0).all()
+                width, height = video.size
+                assert video.frames([0, len(video) - 1]).shape == (2, height, width, 3)
+        except MediaError as error:
+            assert error.code in ("NOT_MEDIA", "NOT_DECODABLE", "NO_VIDEO", "LIMIT_EXCEEDED")
+
+    check()
+
+
 # Times ---------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +339,23 @@ def test_bad_times_are_repaired_and_counted(
         wrong = sum(a != b for a, b in zip(times, repaired, strict=True))
         assert video.notes[0].code == "TIMESTAMPS_REPAIRED"
         assert video.notes[0].text.startswith(f"{wrong} of {len(times)}")
+
+
+def test_times_beyond_reason_are_repaired(tmp_path: Path) -> None:
+    path = faults.write(tmp_path / "x.ivf", 6, codec="libvpx-vp9", container="ivf", options=REALTIME)
+
+    def retime(data: bytearray) -> bytearray:
+        place = 32
+        for i in range(6):  # size (32 bits) and time (64 bits) before each frame
+            size = int.from_bytes(data[place : place + 4], "little")
+            data[place + 4 : place + 12] = (2**60 + i).to_bytes(8, "little")
+            place += 12 + size
+        return data
+
+    with read_video(faults.rewrite(path, retime)) as video:
+        assert faults.numbers(video.frames([5, 0, 2])) == [5, 0, 2]
+        np.testing.assert_allclose(np.diff(video.timestamps), 1 / 25)
+        assert [note.code for note in video.notes] == ["TIMESTAMPS_REPAIRED"]
 
 
 # Limits --------------------------------------------------------------------------------------------------

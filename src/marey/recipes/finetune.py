@@ -53,7 +53,7 @@ def scratch(model: str = "tsm_r18") -> Recipe:
             epochs=30,
             batch=16,
             reference_batch=16,
-            optimizer=Optimizer(lr=0.03, weight_decay=5e-4, clip_norm=20.0),
+            optimizer=Optimizer(lr=0.01, weight_decay=5e-4, clip_norm=20.0),
         ),
     )
 

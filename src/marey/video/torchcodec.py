@@ -103,7 +103,7 @@ class TorchcodecDecoder:
 def suits_torchcodec(kind: str, index: Index) -> bool:
     """Whether torchcodec gives the same frames as PyAV: whole files, in containers whose index is by time of
     presentation, with samples of 8 bits and pictures that are not turned."""
-    cut = "MEDIA_TRUNCATED" in [note.code for note in index.notes]
+    cut = "MEDIA_TRUNCATED" in dict(index.notes)
     plain = index.picture.eight_bits and not any(index.picture.turn)
     return plain and not cut and index.order == "pts" and kind in KINDS
 
