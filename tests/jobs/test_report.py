@@ -180,8 +180,8 @@ def test_unreadable_files_are_named_with_their_codes(page):
 
 def test_recipe_environment_and_log_are_there(page):
     assert ["name", "tsm_r18"] in page.tables["recipe"]
-    assert ["flip_labels", "[[1, 2], [4, 5]]"] in page.tables["recipe"]
-    assert '"epochs": 20' in page.texts["recipe"]
+    assert ["flip_labels", "[[1, 2]]"] in page.tables["recipe"]
+    assert '"epochs": 24' in page.texts["recipe"]
     assert ["torchcodec", "–"] in page.tables["environment"]
     assert ["model", "Some <Processor>"] in page.tables["environment"]
     assert "<6> classes" in page.texts["log"]

@@ -110,9 +110,17 @@ def test_predictions_need_only_the_checkpoint_and_agree_with_the_test(trained, s
 def test_two_processes_test_to_the_last_digit_what_one_does(trained, tmp_path):
     for devices in (1, 2):
         done = command(
-            "test", trained.run / "recipe.json", "--checkpoint", trained.checkpoint, "--accelerator", "cpu",
-            "--devices", devices, "--out", tmp_path / f"{devices}.json",
-        )  # fmt: skip
+            "test",
+            trained.run / "recipe.json",
+            "--checkpoint",
+            trained.checkpoint,
+            "--accelerator",
+            "cpu",
+            "--devices",
+            devices,
+            "--out",
+            tmp_path / f"{devices}.json",
+        )
         assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
     assert one["metrics"] == two["metrics"]
@@ -174,8 +182,11 @@ def test_a_run_asked_to_stop_saves_and_says_so(tiny, tmp_path, number):
     words = arguments(tiny | {"training.epochs": 200})
     process = subprocess.Popen(
         [sys.executable, "-m", "marey", "train", "demo.moving_shapes", *words, "--out", tmp_path],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     for line in process.stderr:
         if line.startswith("epoch 1."):
             process.send_signal(number)
@@ -211,9 +222,11 @@ def test_accumulated_steps_make_one_update(tiny, tmp_path):
     same["model.options"] = {"width": 8, "segments": 4, "dropout": 0.0, "norm_eval": True}
     whole = marey.train("demo.moving_shapes", same, out=tmp_path / "whole", validate=False)
     parts = marey.train(
-        "demo.moving_shapes", same | {"training.batch": 4, "training.accumulate": 2}, out=tmp_path / "parts",
+        "demo.moving_shapes",
+        same | {"training.batch": 4, "training.accumulate": 2},
+        out=tmp_path / "parts",
         validate=False,
-    )  # fmt: skip
+    )
     one, other = (load_file(run.run / "checkpoints/last.safetensors") for run in (whole, parts))
     assert all(one[k].allclose(other[k], atol=1e-4, rtol=1e-3) for k in one if "head" in k)
 
@@ -261,9 +274,11 @@ def test_an_evaluation_refuses_an_incomplete_list_unless_allowed(trained, damage
         )
     assert error.value.code == "INCOMPLETE"
     found = marey.test(
-        trained.run / "recipe.json", trained.checkpoint, {"data.test": str(damaged), "data.max_bad_test": 0.1},
+        trained.run / "recipe.json",
+        trained.checkpoint,
+        {"data.test": str(damaged), "data.max_bad_test": 0.1},
         out=tmp_path / "r.json",
-    )  # fmt: skip
+    )
     assert (found["evaluated"], found["listed"]) == (34, 36)
     assert sorted(f["code"] for f in found["failed"]) == ["NOT_FOUND", "NOT_MEDIA"]
 
@@ -337,10 +352,18 @@ def test_other_classes_keep_all_but_the_head_and_say_so(trained, tiny, shapes, t
     file.write_text("\n".join(few) + "\n")
     run = marey.train(
         "demo.moving_shapes",
-        tiny | {"data.train": str(file), "data.val": None, "model.weights": str(trained.checkpoint), "training.epochs": 1,
-                "training.optimizer.lr": 1e-12, "clips.flip": 0, "clips.flip_labels": []},
+        tiny
+        | {
+            "data.train": str(file),
+            "data.val": None,
+            "model.weights": str(trained.checkpoint),
+            "training.epochs": 1,
+            "training.optimizer.lr": 1e-12,
+            "clips.flip": 0,
+            "clips.flip_labels": [],
+        },
         out=tmp_path,
-    ).run  # fmt: skip
+    ).run
     assert load_recipe(run / "recipe.json").model.num_classes == 2
     old, new = load_file(trained.checkpoint), load_file(run / "checkpoints/last.safetensors")
     assert new["head.weight"].shape[0] == 2

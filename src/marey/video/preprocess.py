@@ -302,8 +302,9 @@ def normalize(batch: Tensor, preprocess: Preprocess, mirrored: Tensor | None = N
     mirrored  bool `[B]`, which clips are mirrored left to right
     """
     if mirrored is not None and mirrored.any():
-        rows = mirrored.nonzero().flatten().to(batch.device)
-        batch = batch.index_copy(0, rows, batch[rows].flip(3))
+        batch = torch.stack(
+            [clip.flip(2) if flip else clip for clip, flip in zip(batch, mirrored.tolist(), strict=True)]
+        )
     if preprocess.channel_order == "bgr":
         batch = batch.flip(4)
     lines = batch.reshape(*batch.shape[:3], -1).float()  # along whole lines: an axis of three is slow
