@@ -125,7 +125,7 @@ class Training:
         self.network = network
         self.model, self.optimizer = fabric.setup(network, build_optimizer(network, self.plan.optimizer))
         self.epoch, self.step = 0, 0
-        self.best: float | None = None
+        self.best: list[float] | None = None
         self.best_metrics: dict[str, float] = {}
         self.failures = Failures(limit=recipe.data.max_bad, listed=len(self.clips), what=self.clips.name)
         self.padded = 0
@@ -306,7 +306,7 @@ class Training:
         self.run.say(
             f"epoch {self.epoch}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items())
         )
-        key = metrics["map" if recipe.data.multi_label else "top1"]
+        key = [metrics["map" if recipe.data.multi_label else "top1"], -metrics["loss"]]  # loss breaks ties
         if self.best is None or key > self.best:
             self.best, self.best_metrics = key, metrics
             self._checkpoint(self.run.best, metrics)

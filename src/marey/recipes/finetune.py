@@ -38,22 +38,25 @@ def scratch(model: str = "tsm_r18") -> Recipe:
 
         marey train scratch model.name=tsm_r18 data.train=LIST data.val=LIST
 
-    A higher rate than in fine-tuning, stronger decay, and a smaller picture, so that a CPU will do.
+    AdamW, little dropout and a small picture, so that a CPU will do. A mirror exchanges left and right: where
+    classes differ by it, name the pairs of labels (clips.flip_labels=[[0,1]]) or give clips.flip=0.
     """
     base = finetune(model)
     small = Protocol(crop=96)
+    clips = msgspec.structs.replace(
+        base.clips, short_side=112, crop=96, train_crop="multiscale13", val=small, test=small
+    )
     return msgspec.structs.replace(
         base,
         name="finetune.scratch",
-        clips=msgspec.structs.replace(
-            base.clips, short_side=112, crop=96, train_crop="multiscale13", val=small, test=small
-        ),
+        model=msgspec.structs.replace(base.model, options={"dropout": 0.2}),
+        clips=clips,
         training=msgspec.structs.replace(
             base.training,
             epochs=30,
             batch=16,
             reference_batch=16,
-            optimizer=Optimizer(lr=0.01, weight_decay=5e-4, clip_norm=20.0),
+            optimizer=Optimizer(kind="adamw", lr=1e-3, weight_decay=0.05, clip_norm=20.0),
         ),
     )
 
