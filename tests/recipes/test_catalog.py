@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from marey.weights.create import create_model
 
 import marey
 from marey.errors import UsageError
@@ -15,6 +14,7 @@ from marey.recipes.catalog import describe_recipe, list_recipes, load_recipe, ov
 from marey.recipes.schema import Recipe
 from marey.training.optim import Optimizer, Schedule
 from marey.video.preprocess import Preprocess, Protocol
+from marey.weights.create import create_model
 
 SOURCE = Path(marey.__file__).parent
 

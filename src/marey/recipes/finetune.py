@@ -38,13 +38,13 @@ def scratch(model: str = "tsm_r18") -> Recipe:
 
         marey train scratch model.name=tsm_r18 data.train=LIST data.val=LIST
 
-    AdamW, little dropout and a small picture, so that a CPU will do. A mirror exchanges left and right: where
+    A higher rate, little dropout and a small picture, so that a CPU will do. A mirror exchanges left and right: where
     classes differ by it, name the pairs of labels (clips.flip_labels=[[0,1]]) or give clips.flip=0.
     """
     base = finetune(model)
     small = Protocol(crop=96)
     clips = msgspec.structs.replace(
-        base.clips, short_side=112, crop=96, train_crop="multiscale13", val=small, test=small
+        base.clips, short_side=112, crop=96, train_crop="random", val=small, test=small
     )
     return msgspec.structs.replace(
         base,
@@ -56,7 +56,7 @@ def scratch(model: str = "tsm_r18") -> Recipe:
             epochs=30,
             batch=16,
             reference_batch=16,
-            optimizer=Optimizer(kind="adamw", lr=1e-3, weight_decay=0.05, clip_norm=20.0),
+            optimizer=Optimizer(lr=0.02, weight_decay=1e-4, clip_norm=20.0),
         ),
     )
 
