@@ -20,6 +20,7 @@ TINY = {
     "training.batch": 8,
     "training.reference_batch": 8,
     "training.log_every": 1,
+    "training.validate_every": 1,
     "data.workers": 1,
 }
 
