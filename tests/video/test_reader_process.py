@@ -90,6 +90,7 @@ def test_worker_processes_read_a_video_opened_before(tmp_path: Path) -> None:
 def test_a_pickled_video_opens_its_file_again(tmp_path: Path, decoder: str) -> None:
     path = faults.write(tmp_path / "x.mp4", 60)
     video = read_video(path, decoder=decoder)
+    # safe, here and below: the bytes were pickled in the same line
     copy = pickle.loads(pickle.dumps(video))
     assert (len(copy), copy.size, copy.fps, copy.notes) == (60, (64, 48), video.fps, video.notes)
     assert torch.equal(copy.frames([50, 3]), video.frames([50, 3]))
