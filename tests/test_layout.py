@@ -10,7 +10,7 @@ import marey
 SRC = Path(marey.__file__).parent
 LAYERS = (
     {"errors"},
-    {"files"},
+    {"files", "classes"},
     {"video", "models", "metrics", "scores", "training"},
     {"weights", "data"},
     {"recipes"},

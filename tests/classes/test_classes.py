@@ -1,0 +1,28 @@
+"""Class names of public data sets: counts, order, and a second source where there is one."""
+
+import pytest
+from torchvision.models.video import R3D_18_Weights
+
+from marey import classes
+from marey.classes import class_names
+
+COUNTS = {"Kinetics-400": 400}
+
+
+def test_every_list_has_the_published_number_of_names_each_once():
+    assert classes.FILES.keys() == COUNTS.keys()
+    for dataset, count in COUNTS.items():
+        names = class_names(dataset)
+        assert names is not None and len(names) == len(set(names)) == count, dataset
+        assert all(name and name == name.strip() for name in names), dataset
+
+
+def test_kinetics_400_is_numbered_as_in_torchvision():
+    assert class_names("Kinetics-400") == tuple(R3D_18_Weights.KINETICS400_V1.meta["categories"])
+
+
+@pytest.mark.parametrize("spelling", ["kinetics400", "Kinetics 400", "KINETICS_400"])
+def test_the_spelling_of_a_data_set_is_free_and_an_unknown_one_has_no_names(spelling):
+    assert class_names(spelling) is class_names(spelling)
+    assert class_names(spelling) == class_names("Kinetics-400")
+    assert class_names("Kinetics") is None
