@@ -1,0 +1,110 @@
+"""Multiply-adds and parameters, against figures that were measured on the original networks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from marey.models import build
+from marey.models.cost import macs, parameters
+from marey.models.nonlocal_ import NonLocal
+
+# model, frames, crop: GMACs; counted by shape on the original code, 400 classes
+MEASURED = {
+    ("slowonly_r50", 4, 224): 20.871,
+    ("slowonly_r50", 4, 256): 27.260,
+    ("slowonly_r50", 8, 224): 41.741,
+    ("slowonly_r50", 8, 256): 54.518,
+    ("slowonly_r101", 8, 224): 85.414,
+    ("slowonly_r101", 8, 256): 111.561,
+    ("tsn_r50", 1, 224): 4.088,
+    ("tsn_r50", 3, 224): 12.262,
+    ("tsn_r50", 8, 224): 32.698,
+    ("tsn_r50", 25, 224): 102.179,
+    ("tsn_r101", 1, 224): 7.800,
+    ("tsn_r101", 8, 224): 62.396,
+    ("tsn_r101", 25, 224): 194.985,
+    ("tsn_r152", 1, 224): 11.512,
+    ("tsn_r152", 8, 224): 92.093,
+    ("tsn_r152", 25, 224): 287.790,
+    ("tsm_r50", 8, 224): 32.704,
+    ("tsm_r50", 16, 224): 65.407,
+    ("tsm_r101", 8, 224): 62.401,
+}
+# model: parameters, and those that are not of batch norms
+SIZES = {
+    "slowonly_r50": (32_454_096, 32_400_976),
+    "slowonly_r101": (60_359_120, 60_253_776),
+    "tsn_r50": (24_327_632, 24_274_512),
+    "tsn_r101": (43_319_760, 43_214_416),
+    "tsn_r152": (58_963_408, 58_811_984),
+    "tsm_r50": (24_327_632, 24_274_512),
+    "tsm_r101": (43_319_760, 43_214_416),
+}
+
+
+def shell(name, **overrides):
+    with torch.device("meta"):
+        return build(name, **overrides)
+
+
+@pytest.mark.parametrize(("name", "frames", "crop"), MEASURED)
+def test_multiply_adds_are_those_of_the_original_to_the_last_digit(name, frames, crop):
+    model = shell(name, **({"segments": frames} if name.startswith("ts") else {}))
+    assert f"{macs(model, (3, frames, crop, crop)) / 1e9:.3f}" == f"{MEASURED[name, frames, crop]:.3f}"
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_are_those_of_the_original(name):
+    model = shell(name)
+    norms = sum(parameters(m) for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm3d))
+    assert (parameters(model), parameters(model) - norms) == SIZES[name]
+
+
+def test_layers_count_as_worked_out_by_hand():
+    model = nn.Sequential(nn.Conv3d(4, 6, 3, padding=1, groups=2), nn.BatchNorm3d(6), nn.ReLU())
+    assert macs(model, (4, 2, 5, 5)) == 2 * 5 * 5 * 6 * 2 * 27  # 2 channels see each of 6 filters
+    assert macs(nn.Linear(7, 3), (7,)) == 21
+    assert macs(nn.Linear(7, 3), (5, 7)) == 105
+
+
+class Attention(nn.Module):
+    """No layer at all: products in the code."""
+
+    def __init__(self, fused):
+        super().__init__()
+        self.fused = fused
+
+    def forward(self, x):
+        if self.fused:
+            return F.scaled_dot_product_attention(x, x, x)
+        return torch.softmax(x @ x.transpose(-1, -2), -1) @ x
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_products_outside_of_layers_count(fused):
+    assert macs(Attention(fused), (3, 10, 8)) == 3 * (10 * 10 * 8) * 2
+
+
+def test_a_non_local_block_counts_as_worked_out_by_hand():
+    positions, keys, inner = 2 * 4 * 4, 2 * 2 * 2, 4
+    layers = 4 * positions * 8 * inner  # theta, phi, g and out
+    assert macs(NonLocal(8, "embedded_gaussian"), (8, 2, 4, 4)) == layers + 2 * positions * keys * inner
+    # without a softmax, keys and values are multiplied first
+    products = keys * inner**2 + positions * inner**2
+    assert macs(NonLocal(8, "dot_product"), (8, 2, 4, 4)) == layers + products
+
+
+def test_the_network_stays_as_it_was():
+    model = build("tsm_r18", 5, segments=2, width=8, norm_eval=True)
+    model.stage2.eval()
+    modes = [module.training for module in model.modules()]
+    values = {name: value.clone() for name, value in model.state_dict().items()}
+    assert macs(model, (3, 2, 32, 32)) > 0
+    assert [module.training for module in model.modules()] == modes
+    for name, value in model.state_dict().items():
+        assert value.device.type == "cpu"
+        assert torch.equal(value, values[name])
+    with pytest.raises(RuntimeError):
+        macs(model, (5, 2, 32, 32))
+    assert [module.training for module in model.modules()] == modes
