@@ -9,12 +9,19 @@ from typing import Any
 from torch import nn
 
 from marey.errors import UsageError, unknown
+from marey.models.csn import CSN
 from marey.models.slowonly import SlowOnly
 from marey.models.tsm import TSM
 from marey.models.tsn import TSN
 
 # name -> builder(num_classes=400, **overrides); the overrides are the keyword arguments of the class
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "csn_ip_r50": partial(CSN, 50, "ip"),
+    "csn_ip_r101": partial(CSN, 101, "ip"),
+    "csn_ip_r152": partial(CSN, 152, "ip"),
+    "csn_ir_r50": partial(CSN, 50, "ir"),
+    "csn_ir_r101": partial(CSN, 101, "ir"),
+    "csn_ir_r152": partial(CSN, 152, "ir"),
     "slowonly_r50": partial(SlowOnly, 50),
     "slowonly_r101": partial(SlowOnly, 101),
     "tsm_r18": partial(TSM, 18),

@@ -75,12 +75,13 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, pool, four stages and a linear classifier: the frame of TSN, TSM and SlowOnly.
+    """Stem, pool, four stages and a linear classifier: the frame of TSN, TSM, SlowOnly and CSN.
 
     `preprocess`, `class_names` and `spec` are set by `marey.create_model`. The freezing switches hold from
     construction on (meaning: open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/resnet.py):
 
     norm_eval      batch norms use their running statistics and never update them; weight and bias learn
+    bn_frozen      with norm_eval, weight and bias of batch norms are fixed too; alone, as upstream, nothing
     frozen_stages  -1 none; 0 the stem; k the stem and stages 1 to k: fixed, as in evaluation
     partial_bn     all batch norms but the first: fixed, as in evaluation
 
@@ -104,6 +105,7 @@ class ResNet(nn.Module):
         head_std: float,
         norm_eval: bool,
         frozen_stages: int,
+        bn_frozen: bool = False,
         partial_bn: bool = False,
     ) -> None:
         super().__init__()
@@ -124,6 +126,8 @@ class ResNet(nn.Module):
         fixed: list[nn.Module] = [stem, *stages][: frozen_stages + 1]
         if partial_bn:
             fixed += norms[1:]
+        if bn_frozen and norm_eval:
+            fixed += norms
         for module in fixed:
             module.requires_grad_(False)
         self._held = [*fixed, *norms] if norm_eval else fixed

@@ -1,4 +1,4 @@
-"""3D residual network with chosen temporal kernels: SlowOnly is a setting of it.
+"""3D residual network with chosen temporal kernels: SlowOnly is a setting of it, CSN shares its unit.
 
 Source: open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/resnet3d.py.
 Shapes: B clips, C channels, T frames, H x W pixels; kernels and strides are (time, height, width).
@@ -20,15 +20,18 @@ def unit(
     kernel: Triple = (1, 1, 1),
     stride: Triple = (1, 1, 1),
     *,
+    groups: int = 1,
     relu: bool = True,
     gamma: float = 1.0,
+    eps: float = 1e-5,
 ) -> nn.Sequential:
     """Convolution of odd kernel that keeps the size at stride 1, batch norm, ReLU.
 
     The convolution starts Kaiming-normal over its fan-out, the norm with weight `gamma` and bias 0.
     """
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    conv, bn = nn.Conv3d(channels, out, kernel, stride, padding, bias=False), nn.BatchNorm3d(out)
+    conv = nn.Conv3d(channels, out, kernel, stride, padding, groups=groups, bias=False)
+    bn = nn.BatchNorm3d(out, eps)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(bn.weight, gamma)
     layers: dict[str, nn.Module] = {"conv": conv, "bn": bn}

@@ -1,4 +1,4 @@
-"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM and SlowOnly, with or without non-local blocks.
+"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM and SlowOnly, with or without non-local blocks, and CSN.
 
 Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
 weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
@@ -21,6 +21,7 @@ MAY_LACK: tuple[str, ...] = ()
 TABLE = table("""
     [backbone.]conv1.{u}.{p}                                          stem.{u}.{p}
     [backbone.]layer{s}[.net].{b}[.block].conv{i}.{u}.{p}             stage{s}.{b}.conv{i}.{u}.{p}
+    [backbone.]layer{s}.{b}.conv2.{k}.{u}.{p}                         stage{s}.{b}.conv2.{k}.{u}.{p}
     [backbone.]layer{s}[.net].{b}[.block].conv1.conv.net.{p}          stage{s}.{b}.conv1.conv.{p}    shifted
     [backbone.]layer{s}[.net].{b}[.block].downsample.{u}.{p}          stage{s}.{b}.shortcut.{u}.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.g[.0].conv.{p}      stage{s}.{b}.non_local.g.{p}
