@@ -6,7 +6,7 @@ from torchvision.models.video import R3D_18_Weights
 from marey import classes
 from marey.classes import class_names
 
-COUNTS = {"Kinetics-400": 400}
+COUNTS = {"Kinetics-400": 400, "Kinetics-600": 600, "Kinetics-700": 700, "HMDB51": 51}
 
 
 def test_every_list_has_the_published_number_of_names_each_once():
@@ -19,6 +19,22 @@ def test_every_list_has_the_published_number_of_names_each_once():
 
 def test_kinetics_400_is_numbered_as_in_torchvision():
     assert class_names("Kinetics-400") == tuple(R3D_18_Weights.KINETICS400_V1.meta["categories"])
+
+
+def test_labels_follow_the_sorted_names():
+    for dataset in COUNTS:
+        names = class_names(dataset)
+        assert names is not None and list(names) == sorted(names), dataset
+
+
+def test_kinetics_700_keeps_597_classes_of_kinetics_600():
+    """arXiv:1907.06987 counts 597; one of them changed its spelling."""
+    gone = {*class_names("Kinetics-600")} - {*class_names("Kinetics-700")}
+    assert gone == {
+        *("bull fighting", "chopping vegetables", "picking fruit"),
+        "passing american football (not in game)",
+    }
+    assert "passing American football (not in game)" in class_names("Kinetics-700")
 
 
 @pytest.mark.parametrize("spelling", ["kinetics400", "Kinetics 400", "KINETICS_400"])

@@ -7,7 +7,12 @@ list comes from, who owns it and under which licence.
 from functools import cache
 from importlib import resources
 
-FILES = {"Kinetics-400": "kinetics400.txt"}  # data set -> its file
+FILES = {  # data set -> its file
+    "Kinetics-400": "kinetics400.txt",
+    "Kinetics-600": "kinetics600.txt",
+    "Kinetics-700": "kinetics700.txt",
+    "HMDB51": "hmdb51.txt",
+}
 
 
 @cache
