@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from marey.jobs.report import write_report
 from marey.jobs.runs import Run, check_same, last_run, new_run
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
+from marey.training.adapt import recompute_batch_norm
 from marey.training.checkpoint import load_state, save_state
 from marey.training.distributed import anyone, gather, launch, same_buffers
 from marey.training.loop import Examples, Step, train_steps
@@ -146,11 +148,13 @@ class Training:
         )
         while self.epoch < self.plan.epochs:
             self.one_epoch()
-            self.epoch, self.step = self.epoch + 1, 0
-            every = self.plan.validate_every
-            if self.val is not None and (
-                self.epoch == self.plan.epochs or (every and self.epoch % every == 0)
-            ):
+            every, done = self.plan.validate_every, self.epoch + 1
+            last = done == self.plan.epochs
+            due = self.val is not None and bool(every and done % every == 0)
+            if self.plan.precise_bn and (due or last):
+                self.refit_norms()
+            self.epoch, self.step = done, 0
+            if self.val is not None and (due or last):
                 self.validate(self.val)
             self.save()
         return self.finish()
@@ -211,14 +215,42 @@ class Training:
         if self.window.steps >= self.plan.log_every * self.plan.accumulate or self.step == self.steps:
             self._log(step)
         if closed and anyone(self.fabric, self.stop.is_set()):
-            self.save()
-            raise Interrupted("INTERRUPTED", f"stopped and saved; continue with --resume ({self.run.folder})")
+            raise self._stopped()
         if (
             closed
             and self.step < self.steps
             and time.monotonic() - self.saved_at > 60 * self.plan.save_minutes
         ):
             self.save()
+
+    def _stopped(self) -> Interrupted:
+        self.save()
+        return Interrupted("INTERRUPTED", f"stopped and saved; continue with --resume ({self.run.folder})")
+
+    def refit_norms(self) -> None:
+        """Measure the batch norms' statistics anew, on clips drawn as for training but for no epoch of it."""
+        clips = 0
+
+        def batches() -> Iterator[Tensor]:
+            nonlocal clips
+            drawn = self._batches(self.plan.epochs + self.epoch, first_step=0)
+            for batch in islice(drawn, self.plan.precise_bn):
+                if anyone(self.fabric, self.stop.is_set()):
+                    raise InterruptedError
+                clips += len(batch.frames)
+                if len(batch.frames):
+                    yield self._on_device(batch).clip
+
+        try:
+            measured = recompute_batch_norm(self.network, batches(), fabric=self.fabric)
+        except InterruptedError:  # the norms are what they were again: now they can be saved
+            raise self._stopped() from None
+        clips = sum(gather(self.fabric, clips))
+        self.run.say(
+            f"epoch {self.epoch + 1}  statistics of {len(measured)} batch norms measured on {clips} clips"
+            if measured
+            else "no batch norm learns statistics; training.precise_bn has nothing to measure"
+        )
 
     def _log(self, step: Step) -> None:
         row = self.window.row() | {
@@ -239,6 +271,13 @@ class Training:
 
     def _examples(self) -> Iterator[Examples]:
         """Batches of this epoch from the first step that is not done, on the device."""
+        for batch in self._batches(self.epoch, self.step):
+            self.padded += batch.padded
+            self.current = tuple(batch.indices.tolist())
+            yield self._on_device(batch)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Training batches of an epoch; files that cannot be read are counted and named."""
         recipe, world = self.recipe, self.fabric.world_size
         batches = train_batches(
             self.clips,
@@ -246,8 +285,8 @@ class Training:
             pool=self.pool,
             batch=self.plan.batch,
             seed=self.seed,
-            epoch=self.epoch,
-            first_step=self.step,
+            epoch=epoch,
+            first_step=first_step,
             world=world,
             rank=self.fabric.global_rank,
             num_classes=len(self.classes),
@@ -258,9 +297,7 @@ class Training:
             for failure in batch.failures:
                 if self.failures.add(failure):
                     self.run.say(f"skipped {failure.path}: {failure.code}: {failure.message}")
-            self.padded += batch.padded
-            self.current = tuple(batch.indices.tolist())
-            yield self._on_device(batch)
+            yield batch
 
     def _on_device(self, batch: Batch) -> Examples:
         frames, targets, real = batch.frames, batch.targets, len(batch.frames)

@@ -74,6 +74,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     precision        "32", or "bf16" autocast
     class_weights    "balanced": loss weights inverse to the classes' counts
     validate_every   epochs between validations; 0: only after the last
+    precise_bn       batches per process, drawn as for training, over which the statistics of the batch norms
+                     are measured anew before each validation and after the last epoch; 0: they stay the
+                     running averages. At most an epoch's batches; frozen norms stay as they are
     log_every        updates between rows of metrics.csv
     save_minutes     minutes between saved states inside an epoch (there is one after every epoch)
     """
@@ -89,6 +92,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["32", "bf16"] = "32"
     validate_every: int = 1
+    precise_bn: int = 0
     log_every: int = 20
     save_minutes: float = 10.0
 
@@ -96,6 +100,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field in ("epochs", "batch", "accumulate", "reference_batch", "log_every"):
             if getattr(self, field) < 1:
                 raise UsageError("RECIPE_VALUE", f"training.{field} must be at least 1")
+        if self.precise_bn < 0:
+            raise UsageError("RECIPE_VALUE", "training.precise_bn must not be below 0")
 
 
 class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

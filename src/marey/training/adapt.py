@@ -1,0 +1,150 @@
+"""Batch norm fitted to given clips: its running statistics are measured anew, the weights stay as they are.
+
+"Precise batch norm" as facebookresearch/SlowFast applies it after an epoch (fvcore@0.1.5:nn/precise_bn.py),
+with two differences: dropout and the like are off while it measures, and several processes measure together.
+Clips of another domain adapt a network to it.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric.fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from marey.errors import DataError, MareyError
+from marey.training.distributed import gather
+
+
+class Statistics(NamedTuple):
+    """What a batch norm saw: values per channel, their mean and biased variance, float64 [C] on the CPU.
+
+    uses  how often it was used, once per batch in most networks
+    """
+
+    values: int
+    mean: Tensor
+    var: Tensor
+    uses: int = 1
+
+
+def recompute_batch_norm(
+    model: nn.Module, batches: Iterable[Tensor], *, fabric: Fabric | None = None
+) -> dict[str, Statistics]:
+    """Replace the running statistics of every live batch norm by those of all the batches together.
+
+    mean = sum b_k m_k / sum b_k, var = sum b_k (m_k^2 + v_k) / sum b_k - mean^2, where b_k counts the values
+    per channel of batch k (clips x frames x height x width at that layer), m_k is its mean and v_k its biased
+    variance: the mean and biased variance of all values at once. No momentum enters.
+
+    batches  what the network takes, float [B, 3, T, H, W], on its device
+    fabric   several processes measure together, each on its own batches, and end with the same statistics
+    Returns what was measured, as `measure_batch_norm` does. The model changes only when all is measured.
+    """
+    norms = live_norms(model)
+    measured = measure_batch_norm(model, batches, fabric=fabric)
+    with torch.no_grad():
+        for name, found in measured.items():
+            norm = norms[name]
+            norm.running_mean.copy_(found.mean)
+            norm.running_var.copy_(found.var)
+            norm.num_batches_tracked.add_(found.uses)
+    return measured
+
+
+def measure_batch_norm(
+    model: nn.Module, batches: Iterable[Tensor], *, fabric: Fabric | None = None
+) -> dict[str, Statistics]:
+    """Statistics of every live batch norm over the batches, by the module's name; the model stays as it is.
+
+    While it measures, a live batch norm normalises with the batch's own statistics, as in training, and
+    everything else is in evaluation mode; nothing records gradients. A norm that the batches do not reach is
+    left out; a model without live norms is not run. Raises DataError NO_BATCHES where there was no batch in
+    any process, MareyError STATISTICS_NOT_FINITE.
+    """
+    norms = live_norms(model)
+    if not norms:
+        return {}
+    total: dict[str, Statistics] = {}
+    with _measuring(model, norms, total), torch.no_grad():
+        for batch in batches:
+            model(batch)
+    parts = [total] if fabric is None else gather(fabric, total)
+    if not any(parts):
+        raise DataError("NO_BATCHES", "no batch reached a batch norm that was to be measured; give it clips")
+    merged: dict[str, Statistics] = {}
+    for part in parts:
+        for name, found in part.items():
+            merged[name] = together(merged[name], found) if name in merged else found
+    for name, found in merged.items():
+        if not (found.mean.isfinite().all() and found.var.isfinite().all()):
+            raise MareyError(
+                "STATISTICS_NOT_FINITE",
+                f"the batches give batch norm {name!r} values that are NaN or infinite; nothing was changed, "
+                "look at weights and clips",
+            )
+    return merged
+
+
+def live_norms(model: nn.Module) -> dict[str, Any]:
+    """The batch norms that training would update, by name: not those that `model.train()` leaves frozen."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        return {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+        }
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def together(one: Statistics, other: Statistics) -> Statistics:
+    """The statistics of both sets of values as one (Chan, Golub, LeVeque 1983): no large squares cancel."""
+    values = one.values + other.values
+    share, apart = other.values / values, other.mean - one.mean
+    return Statistics(
+        values,
+        one.mean + share * apart,
+        (1 - share) * one.var + share * other.var + share * (1 - share) * apart**2,
+        one.uses + other.uses,
+    )
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: dict[str, Any], total: dict[str, Statistics]) -> Iterator[None]:
+    """Every use of a norm adds to `total`; afterwards modes, buffers and momentum are what they were."""
+    modes = {module: module.training for module in model.modules()}
+    before = {name: [b.clone() for b in norm.buffers(recurse=False)] for name, norm in norms.items()}
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    hooks = [
+        norm.register_forward_hook(partial(_add, name=name, total=total)) for name, norm in norms.items()
+    ]
+    try:
+        model.eval()
+        for norm in norms.values():
+            norm.training = True
+            norm.reset_running_stats()  # a NaN in there would outlast any momentum
+            norm.momentum = 1.0  # the running statistics are the last batch's
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, norm in norms.items():
+            norm.momentum = momenta[name]
+            for buffer, value in zip(norm.buffers(recurse=False), before[name], strict=True):
+                buffer.copy_(value)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _add(norm: Any, inputs: tuple[Tensor], _: Tensor, *, name: str, total: dict[str, Statistics]) -> None:
+    values = inputs[0].numel() // inputs[0].shape[1]
+    unbiased = norm.running_var.cpu().double()
+    found = Statistics(values, norm.running_mean.cpu().double(), unbiased * ((values - 1) / values))
+    total[name] = together(total[name], found) if name in total else found
