@@ -10,9 +10,8 @@ from peer import Floats, Job, Pixels
 
 from marey.data.clips import Sample, TestTask, TrainTask, test_task, train_task
 from marey.data.lists import Entry
-from marey.video.preprocess import Preprocess, normalize
+from marey.video.preprocess import Preprocess, Views, normalize
 from marey.video.transforms import Resize
-from marey.video.views import Views
 
 COLOURS = Preprocess()  # its mean and std are those of all cases
 VIEWS = 10  # that go through the network at once in a test, Marey's default

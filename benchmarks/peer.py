@@ -14,9 +14,9 @@ import decord
 import numpy as np
 import numpy.typing as npt
 
-from marey.video.geometry import area_crop, random_crop
 from marey.video.preprocess import Preprocess
 from marey.video.sampling import generator
+from marey.video.transforms import area_crop, random_crop
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]

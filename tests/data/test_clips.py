@@ -30,9 +30,8 @@ from marey.data.clips import (
 from marey.data.lists import Entry, read_list
 from marey.data.workers import Pool
 from marey.errors import DataError, MareyError, MediaError, UsageError
-from marey.video.preprocess import Preprocess, Protocol
+from marey.video.preprocess import Preprocess, Protocol, Views
 from marey.video.synthetic import numbered, render_numbered
-from marey.video.views import Views
 
 SMALL = Preprocess(frames=4, interval=2, short_side=None, crop=8, train_crop="center", flip=0.0)
 

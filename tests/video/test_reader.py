@@ -1,6 +1,7 @@
 """Frames by number and by time: exact, in any order, with either decoder, without decoding from the start."""
 
 import os
+import pickle
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ from marey.errors import EnvironmentFault, MediaError, UsageError
 from marey.video import reader, torchcodec
 from marey.video.limits import Limits
 from marey.video.pyav import PyAVDecoder
-from marey.video.reader import Video, decoder_choice, read_video
+from marey.video.reader import MANY, Video, decoder_choice, read_video
 from marey.video.sniff import RawFile, open_media
 from marey.video.torchcodec import TorchcodecDecoder, load_torchcodec
 
@@ -321,6 +322,27 @@ def test_pictures_are_shown_upright(tmp_path: Path, degrees: int, mirrored: bool
 
 
 # Choice of the decoder ----------------------------------------------------------------------------------
+
+
+@needs_torchcodec
+def test_only_long_reads_open_the_file_again_for_torchcodec(
+    stream: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MAREY_DECODER", raising=False)
+    numbers = [i % 50 for i in range(MANY)]
+    with read_video(stream("h264.mp4")) as video:
+        few = video.frames(numbers[:-1])
+        assert video.decoder == "pyav"
+        many = video.frames(numbers)
+        assert video.decoder == "torchcodec" and not video.notes
+        np.testing.assert_array_equal(many[:-1], few)
+        again = pickle.loads(pickle.dumps(video))
+        np.testing.assert_array_equal(again.frames(numbers), many)
+        assert again.decoder == "torchcodec"
+        again.close()
+    with read_video(stream("h264.mp4"), thorough=True) as video:
+        video.frames(numbers)
+        assert video.decoder == "pyav"
 
 
 def test_the_environment_may_force_a_decoder(stream: Make, monkeypatch: pytest.MonkeyPatch) -> None:

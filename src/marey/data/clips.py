@@ -20,10 +20,9 @@ from marey.data.labels import targets
 from marey.data.lists import ClipList, Entry
 from marey.data.workers import Pool
 from marey.errors import DataError, MareyError, MediaError, UsageError
-from marey.video.preprocess import Preprocess, Protocol
+from marey.video.preprocess import Preprocess, Protocol, Views
 from marey.video.reader import ROUNDING, Video, read_video
 from marey.video.sampling import generator
-from marey.video.views import Views
 
 Ints = npt.NDArray[np.int64]
 _ORDER = 2**64 - 1  # the order's own stream of random numbers, where no sample's index reaches

@@ -30,11 +30,10 @@ from marey.metrics.mean_ap import (
     mmit_mean_average_precision,
 )
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
-from marey.metrics.views import average_views
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
 from marey.training.distributed import gather, launch
-from marey.video.preprocess import Preprocess, Protocol
+from marey.video.preprocess import Preprocess, Protocol, average_views
 
 
 class Scored(NamedTuple):

@@ -8,15 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marey.errors import MareyError, UsageError
-from marey.metrics.views import average_views
-from marey.video.preprocess import Preprocess, normalize
+from marey.video.preprocess import Preprocess, Views, average_views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import expand
-from marey.video.views import Views
 from marey.weights.create import open_model
 
 
@@ -75,9 +72,9 @@ def predict(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network: Any = (model if isinstance(model, nn.Module) else open_model(model)).to(place).eval()
     data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
-    several = bool(data.get("multi_label"))
+    several, labels = bool(data.get("multi_label")), network.class_names
     names = [sources] if isinstance(sources, str | os.PathLike) else sources
-    for source in expand([os.fspath(name) for name in names], template=template):
+    for source in expand(names, template=template):
         try:
             with read_video(source.path, template=source.template) as video:
                 for start, end, part in _windows(video, network.preprocess, every, span):
@@ -87,8 +84,12 @@ def predict(
                     if network.preprocess.average == "score":
                         logits = logits.mean(0, keepdim=True)
                     scores = average_views(logits, "prob", multi_label=several).numpy()
-                    notes = tuple(f"{note.code}: {note.text}" for note in video.notes)
-                    yield Prediction(source.name, start, end, _best(scores, network.class_names, top), notes)
+                    best = []
+                    for label in np.argsort(-scores, kind="stable")[:top].tolist():
+                        name = labels[label] if labels else str(label)
+                        best.append(Score(label, name, float(scores[label])))
+                    notes = tuple(map("{0.code}: {0.text}".format, video.notes))
+                    yield Prediction(source.name, start, end, tuple(best), notes)
         except MareyError as error:
             yield Prediction(source.name, code=error.code, message=error.message)
 
@@ -117,10 +118,8 @@ def view_logits(
 
     Views go through the network `chunk` at a time, apart from other videos.
     """
-    parts = (views.batch(start, start + chunk) for start in range(0, len(views), chunk))
-    return torch.cat([model(normalize(part.to(device), preprocess)).float().cpu() for part in parts])
-
-
-def _best(scores: NDArray[np.float32], names: Sequence[str] | None, top: int) -> tuple[Score, ...]:
-    order = np.argsort(-scores, kind="stable")[:top].tolist()
-    return tuple(Score(label, names[label] if names else str(label), float(scores[label])) for label in order)
+    logits = []
+    for start in range(0, len(views), chunk):
+        part = views.batch(start, start + chunk).to(device)
+        logits.append(model(normalize(part, preprocess)).float().cpu())
+    return torch.cat(logits)

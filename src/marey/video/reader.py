@@ -46,6 +46,7 @@ __all__ = ["Limits", "Note", "Video", "decoder_choice", "read_video"]
 
 DecoderName = Literal["auto", "torchcodec", "pyav"]
 FOLDER_FPS = 25.0  # FFmpeg's assumption for numbered pictures
+MANY = 64  # frames in one call, from which on torchcodec is worth opening the file a second time
 ROUNDING = 1e-6  # seconds; times computed by users may be this much off
 
 
@@ -74,6 +75,7 @@ class Video(AbstractContextManager["Video"]):
     limits: Limits
     _open: Callable[[], Decoder]
     _decoder: Decoder | None
+    _swap: Callable[[PyAVDecoder], Decoder] | None = None  # gives torchcodec's, before a long read
     _process: int = field(default_factory=os.getpid)
 
     def __len__(self) -> int:
@@ -86,10 +88,13 @@ class Video(AbstractContextManager["Video"]):
 
     @property
     def decoder(self) -> str:
-        """What decodes this file: "pyav", "torchcodec" or "pillow"; `decoder_choice` gives the reason."""
+        """What decodes this file: "pyav", "torchcodec" or "pillow"; `decoder_choice` gives the reason.
+
+        By default short reads are PyAV's, which measured the file; the first long one may change that.
+        """
         if self._decoder is None or self._process != os.getpid():
-            self._reopen()
-        return cast("Decoder", self._decoder).name
+            self._decoder, self._process = self._open(), os.getpid()
+        return self._decoder.name
 
     def frames(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Tensor:
         """The frames of these numbers, in this order, repeats allowed: uint8 [T, H, W, 3], RGB.
@@ -114,8 +119,10 @@ class Video(AbstractContextManager["Video"]):
             raise exceeded(self.path, what, "bytes", self.limits.bytes)
         try:
             if self._decoder is None or self._process != os.getpid():
-                self._reopen()
-            decoder = cast("Decoder", self._decoder)
+                self._decoder, self._process = self._open(), os.getpid()
+            if self._swap is not None and len(wanted) >= MANY and isinstance(self._decoder, PyAVDecoder):
+                self._decoder = self._swap(self._decoder)
+            decoder = self._decoder
             frames = decoder.read(wanted.astype(np.int64))
         except BaseException as error:  # a decoder stopped midway is no longer where it says
             self.close()
@@ -140,10 +147,6 @@ class Video(AbstractContextManager["Video"]):
         decoder, self._decoder = self._decoder, None
         if decoder is not None and self._process == os.getpid():
             decoder.close()
-
-    def _reopen(self) -> None:
-        """Opens the file in this process; what a parent process had open stays as it is."""
-        self._decoder, self._process = self._open(), os.getpid()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -172,7 +175,8 @@ def read_video(
               any way; None where the folder has one series of pictures
     start     for a folder: the number of frame 0; None: the lowest
     fps       for a folder: frames per second; None: 25, noted
-    decoder   "auto": as the environment's MAREY_DECODER says, else torchcodec where it loads, else PyAV.
+    decoder   "auto": as the environment's MAREY_DECODER says, else torchcodec where it loads for calls that
+              ask for many frames (64), and PyAV for the others, as it has the file open from measuring it.
               Files of which torchcodec would give other frames are always read by PyAV
     upright   turn and mirror frames as the file's metadata say; False: as stored
     thorough  decode the whole file once, by PyAV, so that damaged frames are counted in `notes`
@@ -184,7 +188,8 @@ def read_video(
     path = os.fspath(path)
     if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where it may not look
         return _read_folder(path, template, start, fps, upright, limits, thorough)
-    name, _ = decoder_choice(decoder)
+    free = decoder == "auto" and os.environ.get("MAREY_DECODER") in (None, "", "auto")
+    name = "pyav" if free else decoder_choice(decoder)[0]
     file = open_media(path, limits)
     try:
         pyav = PyAVDecoder(file, limits, upright=upright, threads=threads, thorough=thorough)
@@ -212,6 +217,7 @@ def read_video(
         limits=limits,
         _open=partial(_open_again, path, file.stamp, limits, index, opened.name, upright, threads),
         _decoder=opened,
+        _swap=partial(_torchcodec_for, limits, threads, file.kind) if free and not thorough else None,
     )
 
 
@@ -227,6 +233,16 @@ def _open_again(
         decoder = TorchcodecDecoder(file, limits, index, threads)
     else:
         decoder = PyAVDecoder(file, limits, index=index, upright=upright, threads=threads)
+    if threads != 1:
+        _threaded.add(decoder)
+    return decoder
+
+
+def _torchcodec_for(limits: Limits, threads: int, kind: str, pyav: PyAVDecoder) -> Decoder:
+    """torchcodec in place of an open PyAV decoder, where it loads and gives the same frames."""
+    if not suits_torchcodec(kind, pyav.index) or load_torchcodec()[1]:
+        return pyav
+    decoder = TorchcodecDecoder(pyav.detach(), limits, pyav.index, threads)
     if threads != 1:
         _threaded.add(decoder)
     return decoder

@@ -40,7 +40,7 @@ class Source(msgspec.Struct, frozen=True):
     template: str | None = None
 
 
-def expand(sources: Sequence[str], template: str | None = None) -> Iterator[Source]:
+def expand(sources: Sequence[str | os.PathLike[str]], template: str | None = None) -> Iterator[Source]:
     """The videos that `sources` name, in the order named, folders and patterns sorted by name.
 
     file      taken as it is, whatever its suffix, also when it is missing
@@ -58,18 +58,17 @@ def expand(sources: Sequence[str], template: str | None = None) -> Iterator[Sour
     """
     if not sources:
         raise UsageError("NOTHING_FOUND", "no source is named; name a video, a folder, a pattern or a list")
-    return chain.from_iterable([_begun(text, template) for text in sources])
-
-
-def _begun(text: str, template: str | None) -> Iterator[Source]:
-    """The sources of one argument, searched up to the first."""
-    found = _named(text, template)
-    if text == "-":
-        return found
-    first = next(found, None)
-    if first is None:
-        raise _nothing(text)
-    return chain([first], found)
+    found = []
+    for name in sources:
+        text = os.fspath(name)
+        entries = _named(text, template)
+        if text != "-":  # searched up to the first
+            first = next(entries, None)
+            if first is None:
+                raise _nothing(text)
+            entries = chain([first], entries)
+        found.append(entries)
+    return chain.from_iterable(found)
 
 
 def _named(text: str, template: str | None) -> Iterator[Source]:

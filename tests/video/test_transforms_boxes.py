@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, integers, sampled_from, tuples
 
 from marey.errors import MediaError
-from marey.video import geometry
+from marey.video import transforms
 from marey.video.sampling import generator
 
 ORACLE = json.loads((Path(__file__).parent / "oracles" / "geometry.json").read_text())
@@ -28,9 +28,12 @@ def boxes_of(section):
 
 def test_resized_sizes_are_the_published_ones():
     rules = {
-        "fit_340x256": lambda size: geometry.fit(size, (340, 256)),
-        "factor0.5": lambda size: geometry.scaled(size, 0.5),
-        **{f"short{s}": lambda size, s=s: geometry.scaled(size, s / min(size)) for s in (256, 224, 320, 128)},
+        "fit_340x256": lambda size: transforms.fit(size, (340, 256)),
+        "factor0.5": lambda size: transforms.scaled(size, 0.5),
+        **{
+            f"short{s}": lambda size, s=s: transforms.scaled(size, s / min(size))
+            for s in (256, 224, 320, 128)
+        },
     }
     checked = 0
     for name, rule in rules.items():
@@ -44,14 +47,14 @@ def test_resized_sizes_are_the_published_ones():
 def test_test_crops_are_the_published_boxes_in_their_order(kind):
     assert boxes_of(kind)
     for size, crop, expected in boxes_of(kind):
-        boxes, mirrored = geometry.crop_boxes(kind, size, crop)
+        boxes, mirrored = transforms.crop_boxes(kind, size, crop)
         assert boxes.tolist() == expected
         assert mirrored.tolist() == ([False, True] * 5 if kind == "ten" else [False] * 3)
 
 
 def test_centre_crops_are_the_published_boxes():
     for size, crop, expected in boxes_of("center"):
-        boxes, mirrored = geometry.crop_boxes("center", size, crop)
+        boxes, mirrored = transforms.crop_boxes("center", size, crop)
         assert boxes.tolist() == [expected] and mirrored.tolist() == [False]
 
 
@@ -59,25 +62,25 @@ def test_centre_crops_are_the_published_boxes():
 def test_multi_scale_crops_have_the_published_sizes_and_places(case):
     head, scales = case["key"].split(" scales ")
     size, crop = pair(head.split("->")[0]), int(head.split("->")[1])
-    sizes = geometry.scale_sizes(size, crop, tuple(json.loads(scales)), 1)
+    sizes = transforms.scale_sizes(size, crop, tuple(json.loads(scales)), 1)
     assert sorted(map(list, set(sizes))) == case["sizes"]
     for box, expected in case["thirteen"].items():
-        corners = {b[:2] for b in geometry.grid_boxes(size, pair(box), 13)}
+        corners = {b[:2] for b in transforms.grid_boxes(size, pair(box), 13)}
         assert sorted(map(list, corners)) == expected
-    corners = {b[:2] for b in geometry.grid_boxes(size, max(sizes), 5)}
+    corners = {b[:2] for b in transforms.grid_boxes(size, max(sizes), 5)}
     assert sorted(map(list, corners)) == case["five"]
 
 
 def test_a_side_near_the_crop_is_snapped_to_it_and_gap_zero_allows_squares_only():
     # 0.875 * 256 = 224; 0.75 * 300 = 225 is within two pixels of 224
-    assert geometry.scale_sizes((400, 300), 224, (0.75, 0.5), 0) == [(224, 224), (150, 150)]
-    assert geometry.scale_sizes((400, 304), 224, (0.75, 0.5), 0) == [(228, 228), (152, 152)]
-    assert geometry.scale_sizes((300, 223), 224, (1.0,), 0) == [(223, 223)]  # never beyond the frame
+    assert transforms.scale_sizes((400, 300), 224, (0.75, 0.5), 0) == [(224, 224), (150, 150)]
+    assert transforms.scale_sizes((400, 304), 224, (0.75, 0.5), 0) == [(228, 228), (152, 152)]
+    assert transforms.scale_sizes((300, 223), 224, (1.0,), 0) == [(223, 223)]  # never beyond the frame
 
 
 def test_multi_scale_crops_reach_every_size_and_place_equally_often():
     rng = generator(0, 0, 0)
-    draws = [geometry.scale_crop((340, 256), 224, rng, points=13) for _ in range(6000)]
+    draws = [transforms.scale_crop((340, 256), 224, rng, points=13) for _ in range(6000)]
     sizes = [(r - left, b - top) for left, top, r, b in draws]
     counts = [sizes.count(size) for size in set(sizes)]
     assert len(counts) == 10 and min(counts) > 480 and max(counts) < 720
@@ -88,7 +91,7 @@ def test_multi_scale_crops_reach_every_size_and_place_equally_often():
 def test_area_crop_sizes_are_rounded_as_published():
     for case in ORACLE["area_sizes"]:
         width, height = pair(case["size"])
-        assert geometry.area_size(case["area_fraction"] * width * height, case["aspect"]) == (
+        assert transforms.area_size(case["area_fraction"] * width * height, case["aspect"]) == (
             case["w"],
             case["h"],
         )
@@ -96,13 +99,13 @@ def test_area_crop_sizes_are_rounded_as_published():
 
 def test_area_crops_fall_back_to_the_centred_square():
     for size, expected in ORACLE["area_fallback"].items():
-        box = geometry.area_crop(pair(size), generator(0, 0, 0), area=(1.0, 1.0), aspect=(30.0, 30.0))
+        box = transforms.area_crop(pair(size), generator(0, 0, 0), area=(1.0, 1.0), aspect=(30.0, 30.0))
         assert list(box) == expected
 
 
 def test_area_crops_have_the_published_statistics():
     rng, expected = generator(0, 0, 0), ORACLE["area_statistics"]["341x256"]
-    boxes = np.array([geometry.area_crop((341, 256), rng) for _ in range(expected["draws"])], float)
+    boxes = np.array([transforms.area_crop((341, 256), rng) for _ in range(expected["draws"])], float)
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     for got, name in ((width, "mean width"), (height, "mean height"), (left, "mean left"), (top, "mean top")):
@@ -114,26 +117,26 @@ def test_area_crops_have_the_published_statistics():
 
 def test_random_crops_reach_all_four_borders():
     rng = generator(0, 0, 0)
-    boxes = np.array([geometry.random_crop((20, 17), 15, rng) for _ in range(300)])
+    boxes = np.array([transforms.random_crop((20, 17), 15, rng) for _ in range(300)])
     assert boxes.min(0).tolist() == [0, 0, 15, 15] and boxes.max(0).tolist() == [5, 2, 20, 17]
 
 
 @given(size=sizes, seed=integers(0, 1000), crop=integers(1, 300), points=sampled_from([5, 13]))
 def test_random_boxes_lie_inside_the_frame(size, seed, crop, points):
     rng = generator(seed, 0, 0)
-    boxes = [geometry.area_crop(size, rng), geometry.scale_crop(size, crop, rng, points=points)]
+    boxes = [transforms.area_crop(size, rng), transforms.scale_crop(size, crop, rng, points=points)]
     if crop <= min(size):
-        boxes.append(geometry.random_crop(size, crop, rng))
-        boxes += geometry.crop_boxes("ten", size, crop)[0].tolist()
-        boxes += geometry.crop_boxes("three", size, min(size))[0].tolist()
+        boxes.append(transforms.random_crop(size, crop, rng))
+        boxes += transforms.crop_boxes("ten", size, crop)[0].tolist()
+        boxes += transforms.crop_boxes("three", size, min(size))[0].tolist()
     for left, top, right, bottom in boxes:
         assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
 @given(source=sizes, target=sizes, seed=integers(0, 1000))
 def test_a_rescaled_box_lies_inside_and_holds_a_pixel(source, target, seed):
-    left, top, right, bottom = geometry.rescale_box(
-        geometry.area_crop(source, generator(seed, 0, 0)), source, target
+    left, top, right, bottom = transforms.rescale_box(
+        transforms.area_crop(source, generator(seed, 0, 0)), source, target
     )
     assert 0 <= left < right <= target[0] and 0 <= top < bottom <= target[1]
 
@@ -141,13 +144,13 @@ def test_a_rescaled_box_lies_inside_and_holds_a_pixel(source, target, seed):
 @pytest.mark.parametrize("size", [(223, 500), (500, 223)])
 def test_a_frame_smaller_than_the_crop_is_refused(size):
     with pytest.raises(MediaError, match="500") as error:
-        geometry.crop_boxes("center", size, 224)
+        transforms.crop_boxes("center", size, 224)
     assert error.value.code == "FRAME_TOO_SMALL"
 
 
 def test_three_crops_of_a_frame_they_cannot_cover_are_refused():
     with pytest.raises(MediaError) as error:
-        geometry.crop_boxes("three", (340, 257), 256)
+        transforms.crop_boxes("three", (340, 257), 256)
     assert error.value.code == "FRAME_SHAPE"
 
 
@@ -160,7 +163,7 @@ def test_object_boxes_move_as_published(case):
         start = np.float32(steps["decoded"][kind])
         moves = [("resized", None, False), ("cropped", crop, False), ("flipped", crop, True)]
         for step, box, mirrored in [m for m in moves if m[0] in steps]:
-            moved = geometry.move_boxes(start, source, size, box, mirrored=mirrored)
+            moved = transforms.move_boxes(start, source, size, box, mirrored=mirrored)
             assert moved.dtype == np.float32
             np.testing.assert_allclose(moved, steps[step][kind], atol=2e-4, err_msg=step)
 
@@ -174,10 +177,10 @@ def test_object_boxes_move_as_published(case):
     seed=integers(0, 99),
 )
 def test_moved_boxes_stay_inside_and_ordered(x, y, w, h, side, seed):
-    crop = geometry.random_crop((120, 96), side, generator(seed, 0, 0))
+    crop = transforms.random_crop((120, 96), side, generator(seed, 0, 0))
     boxes = np.float32([[x, y, x + w, y + h]])
     for mirrored in (False, True):
-        ((left, top, right, bottom),) = geometry.move_boxes(
+        ((left, top, right, bottom),) = transforms.move_boxes(
             boxes, (100, 80), (120, 96), crop, mirrored=mirrored
         )
         assert 0 <= left <= right <= side and 0 <= top <= bottom <= side
@@ -185,6 +188,6 @@ def test_moved_boxes_stay_inside_and_ordered(x, y, w, h, side, seed):
 
 def test_a_mirror_undoes_itself():
     boxes = np.float32([[3, 4, 10, 20], [0, 0, 64, 48]])
-    once = geometry.move_boxes(boxes, (64, 48), (64, 48), mirrored=True)
+    once = transforms.move_boxes(boxes, (64, 48), (64, 48), mirrored=True)
     assert once.tolist() == [[54, 4, 61, 20], [0, 0, 64, 48]]
-    assert geometry.move_boxes(once, (64, 48), (64, 48), mirrored=True).tolist() == boxes.tolist()
+    assert transforms.move_boxes(once, (64, 48), (64, 48), mirrored=True).tolist() == boxes.tolist()

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from marey.errors import MareyError
-from marey.metrics.views import average_views
+from marey.video.preprocess import average_views
 
-ORACLE = json.loads((Path(__file__).parent / "oracles" / "metrics.json").read_text())["average_clips"]
+ORACLE = json.loads((Path(__file__).parents[1] / "metrics" / "oracles" / "metrics.json").read_text())[
+    "average_clips"
+]
 
 
 def drawn():
