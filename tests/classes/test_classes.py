@@ -27,8 +27,8 @@ def test_labels_follow_the_sorted_names():
         assert names is not None and list(names) == sorted(names), dataset
 
 
-def test_kinetics_700_keeps_597_classes_of_kinetics_600():
-    """arXiv:1907.06987 counts 597; one of them changed its spelling."""
+def test_kinetics_700_keeps_all_but_three_classes_of_kinetics_600():
+    """arXiv:1907.06987: all but three are retained; one of those changed its spelling."""
     gone = {*class_names("Kinetics-600")} - {*class_names("Kinetics-700")}
     assert gone == {
         *("bull fighting", "chopping vegetables", "picking fruit"),

@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from marey.errors import DataError
 from marey.video.source import FRAME_NAME, VIDEO_NAME
@@ -70,7 +70,8 @@ class LineErrors:
         self.count += 1
         self._codes.add(error.code)
         if len(self._shown) < SHOWN:
-            where = f"{self.file}:{line}" if self.unit == "line" else f"{self.file}: {self.unit} {line}"
+            number = f":{line}" if self.unit == "line" else f": {self.unit} {line}"
+            where = f"{self.file}{number if line else ''}"
             self._shown.append(f"{where}: {error.message}")
 
     def check(self) -> None:
@@ -124,26 +125,41 @@ def _labels_of_value(value: Any) -> tuple[Label, ...]:
 
 def csv_rows(file: Path, errors: LineErrors) -> Iterator[Row]:
     """Rows of a CSV (or tab-separated) list with a header."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    return table_rows(file, errors, _row_builder)
+
+
+def table_rows(
+    file: Path, errors: LineErrors, columns: Callable[[Sequence[str]], Callable[[int, Sequence[str]], Row]]
+) -> Iterator[Row]:
+    """A row per line below a header, CSV or tab-separated: columns(header)(line, cells).
+
+    Raises DataError LIST_FORMAT for a file that is no table, and what `columns` raises, with file and line 1.
+    """
+    with open_list(file) as text:
         start = text.readline()
         delimiter = "\t" if "\t" in start else ","
-        header = [
-            ALIASES.get(name.strip(), name.strip()) for name in next(csv.reader([start], delimiter=delimiter))
-        ]
-        if "path" not in header or len(set(header)) < len(header):
-            raise DataError(
-                "LIST_FORMAT", f"{file}:1: expected a header with `path` and no name twice, found {start!r}"
-            )
+        header = [name.strip() for name in next(csv.reader([start], delimiter=delimiter))]
+        try:
+            build = columns(header)
+        except DataError as error:
+            raise DataError(error.code, f"{file}:1: {error.message}, found {start!r}") from error
         reader = csv.reader(text, delimiter=delimiter)
-        build = _row_builder(header)
         line = 2
         while (cells := _next_cells(reader, file)) is not None:
             if cells:
                 try:
+                    if len(cells) != len(header):
+                        wanted = f"expected {len(header)} fields ({','.join(header)})"
+                        raise DataError("LIST_LINES", f"{wanted}, found {len(cells)}")
                     yield build(line, cells)
                 except DataError as error:
                     errors.add(line, error)
             line = reader.line_num + 2
+
+
+def open_list(file: Path) -> TextIO:
+    """A list as text, whatever bytes its paths have; a byte order mark is left out."""
+    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _next_cells(reader: Iterator[list[str]], file: Path) -> list[str] | None:
@@ -154,13 +170,14 @@ def _next_cells(reader: Iterator[list[str]], file: Path) -> list[str] | None:
 
 
 def _row_builder(header: Sequence[str]) -> Callable[[int, Sequence[str]], Row]:
-    width, at = len(header), {name: header.index(name) for name in KEYS if name in header}
+    header = [ALIASES.get(name, name) for name in header]
+    if "path" not in header or len(set(header)) < len(header):
+        raise DataError("LIST_FORMAT", "expected a header with `path` and no name twice")
+    at = {name: header.index(name) for name in KEYS if name in header}
     path_at, label_at, class_at = at["path"], at.get("label"), at.get("class")
     others = [(name, at[name]) for name in EXTENT if name in at]
 
     def build(line: int, cells: Sequence[str]) -> Row:
-        if len(cells) != width:
-            raise DataError("LIST_LINES", f"expected {width} fields ({','.join(header)}), found {len(cells)}")
         path = cells[path_at]
         if not path:
             raise DataError("LIST_LINES", "the path is empty")
@@ -205,21 +222,34 @@ def _extent(values: dict[str, Any]) -> dict[str, Any]:
 
 def jsonl_rows(file: Path, errors: LineErrors) -> Iterator[Row]:
     """Rows of a list with one JSON object per line."""
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
+    return line_rows(file, errors, _row_of_json)
+
+
+def line_rows(file: Path, errors: LineErrors, parse: Callable[[int, str], Row]) -> Iterator[Row]:
+    """A row per line that is not empty: parse(line, text without outer space)."""
+    with open_list(file) as text:
         for line, item in enumerate(text, start=1):
-            if item.strip():
+            if item := item.strip():
                 try:
-                    yield _row_of_object(line, json.loads(item))
-                except json.JSONDecodeError as error:
-                    errors.add(
-                        line, DataError("LIST_LINES", f"not JSON ({error.msg}); expected one object per line")
-                    )
+                    yield parse(line, item)
                 except DataError as error:
                     errors.add(line, error)
 
 
+def _row_of_json(line: int, text: str) -> Row:
+    try:
+        return _row_of_object(line, json.loads(text))
+    except json.JSONDecodeError as error:
+        raise DataError("LIST_LINES", f"not JSON ({error.msg}); expected one object per line") from error
+
+
 def json_rows(file: Path, errors: LineErrors) -> Iterator[Row]:
     """Rows of one JSON list of objects; a row's line is its number in the list, from 1."""
+    return item_rows(file, errors, _row_of_object)
+
+
+def item_rows(file: Path, errors: LineErrors, parse: Callable[[int, Any], Row]) -> Iterator[Row]:
+    """A row per item of one JSON list: parse(number from 1, item)."""
     try:
         items = json.loads(file.read_text(encoding="utf-8-sig", errors="surrogateescape"))
     except json.JSONDecodeError as error:
@@ -229,7 +259,7 @@ def json_rows(file: Path, errors: LineErrors) -> Iterator[Row]:
     errors.unit = "item"
     for line, item in enumerate(items, start=1):
         try:
-            yield _row_of_object(line, item)
+            yield parse(line, item)
         except DataError as error:
             errors.add(line, error)
 
@@ -252,16 +282,8 @@ def _row_of_object(line: int, item: Any) -> Row:
 
 def text_rows(file: Path, errors: LineErrors, *, kind: str, multi_label: bool) -> Iterator[Row]:
     """Rows of MMAction2's video and rawframe lists. Paths may hold spaces; labels must be numbers."""
-    parse = functools.partial(
-        _text_row, numbers={"videos": 0, "rawframes": 1}.get(kind, 2), multi_label=multi_label
-    )
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as text:
-        for line, item in enumerate(text, start=1):
-            if item := item.strip():
-                try:
-                    yield parse(line, item)
-                except DataError as error:
-                    errors.add(line, error)
+    numbers = {"videos": 0, "rawframes": 1}.get(kind, 2)
+    return line_rows(file, errors, functools.partial(_text_row, numbers=numbers, multi_label=multi_label))
 
 
 def _text_row(line: int, text: str, *, numbers: int, multi_label: bool) -> Row:
@@ -326,11 +348,12 @@ def folder_classes(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def folder_rows(folder: Path, left_out: list[str]) -> Iterator[Row]:
+def folder_rows(folder: Path, notes: list[str]) -> Iterator[Row]:
     """A row per video or folder of frames below each class (and split) folder, in sorted order.
 
-    Files that are neither, by their suffix, are named in `left_out`.
+    How many files are neither, by their suffix, is added to `notes`.
     """
+    left_out = list[str]()
     for split in split_folders(folder) or ("",):
         for name in folder_classes(folder):
             for place, folders, files in os.walk(folder / split / name):
@@ -342,6 +365,8 @@ def folder_rows(folder: Path, left_out: list[str]) -> Iterator[Row]:
                 left_out.extend(str(here / file) for file in sorted({*files} - {*videos, *images}))
                 for found in [here / file for file in videos] or [here] * bool(images):
                     yield Row(0, str(found), (name,), split=split or None)
+    if left_out:
+        notes.append(f"{len(left_out)} files are no videos by their names, for example {left_out[0]!r}")
 
 
 # Which layout -----------------------------------------------------------------------------------------
@@ -355,16 +380,22 @@ def detect(path: Path, multi_label: bool | None) -> tuple[str, bool]:
     """
     if path.is_dir():
         return "folder", bool(multi_label)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as text:
-        lines = [line.strip() for line in islice(text, 200) if line.strip()]
-    if not lines:
-        raise DataError("LIST_EMPTY", f"{path}: the list is empty")
+    lines = first_lines(path)
     if lines[0][0] in "{[":
         return ("jsonl" if lines[0][0] == "{" else "json"), bool(multi_label)
     names = {name.strip().strip('"') for name in re.split("[,\t]", lines[0])}
     if "path" in names or names & set(ALIASES):
         return "csv", bool(multi_label)
     return _detect_fields(lines, multi_label)
+
+
+def first_lines(path: Path) -> list[str]:
+    """The first 200 lines of a list without outer space, empty ones left out. Raises DataError LIST_EMPTY."""
+    with open_list(path) as text:
+        lines = [line.strip() for line in islice(text, 200) if line.strip()]
+    if not lines:
+        raise DataError("LIST_EMPTY", f"{path}: the list is empty")
+    return lines
 
 
 def _detect_fields(lines: Sequence[str], multi_label: bool | None) -> tuple[str, bool]:

@@ -2,22 +2,29 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from marey.classes import class_names
 from marey.errors import DataError
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The class names of a file; a name's place is its label.
+    """The class names of a file, or of a data set whose names ship; a name's place is its label.
 
-    One name per line, or JSON: a list of names or an object {"name": label} with labels 0 .. n-1.
+    A file holds one name per line; or lines `1 name` that count from 1 (UCF101), or `name,0` (Moments in
+    Time); or JSON: a list of names, or of lists of words (Diving48), or an object {"name": label} with labels
+    0 .. n-1, perhaps as text (Something-Something V2). `Kinetics-400` and the like are taken from
+    `marey.classes` when no file is called so.
     Raises DataError NOT_FOUND, LIST_FORMAT, or LABEL_NAMES for a repeated, empty or missing name.
     """
     file = Path(path)
+    if (shipped := class_names(str(path))) is not None and not file.exists():
+        return shipped
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -26,7 +33,17 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
         raise DataError("LIST_FORMAT", f"class names {file}: not UTF-8 text ({error.reason})") from error
     if text.lstrip().startswith(("[", "{")):
         return check_names(_names_of_json(file, text), f"{file}: item")
-    return check_names([line.strip() for line in text.splitlines()], f"{file}: line")
+    lines = [line.strip() for line in text.splitlines()]
+    return check_names(_counted(lines) or lines, f"{file}: line")
+
+
+def _counted(lines: Sequence[str]) -> list[str]:
+    """The names of lines that all carry their own number, in its order; [] for plain names."""
+    before = [re.fullmatch(r"(\d+) (\S+)", line) for line in lines]
+    if lines and all(match and int(match[1]) == number for number, match in enumerate(before, start=1)):
+        return [match[2] for match in before if match]
+    after = {int(match[2]): match[1] for line in lines if (match := re.fullmatch(r"(.+),(\d+)", line))}
+    return [after[label] for label in sorted(after)] if [*sorted(after)] == [*range(len(lines))] else []
 
 
 def check_names(names: Sequence[str], where: str = "class name") -> tuple[str, ...]:
@@ -54,13 +71,32 @@ def _names_of_json(file: Path, text: str) -> list[str]:
         ) from error
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
         return value
-    if isinstance(value, dict) and all(type(label) is int for label in value.values()):
-        if sorted(value.values()) == list(range(len(value))):
-            return sorted(value, key=value.__getitem__)
+    if isinstance(value, list) and all(isinstance(words, list) for words in value):
+        return ["+".join(map(str, words)) for words in value]
+    if isinstance(value, dict) and all(
+        type(label) is int or (isinstance(label, str) and label.isdecimal()) for label in value.values()
+    ):
+        label_of = {name: int(label) for name, label in value.items()}
+        if sorted(label_of.values()) == list(range(len(value))):
+            return sorted(value, key=label_of.__getitem__)
         raise DataError(
             "LABEL_NAMES", f"class names {file}: the labels must be 0 .. {len(value) - 1}, each once"
         )
     raise DataError("LIST_FORMAT", f'class names {file}: expected a list of names or {{"name": label}}')
+
+
+def mirror_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """The pairs of classes whose names differ by left and right alone: a mirror shows one as the other."""
+    label_of = {name.lower(): label for label, name in enumerate(names)}
+    pairs = set()
+    for name, label in label_of.items():
+        swapped = re.sub(r"\b(left|right)\b", lambda side: _OTHER_SIDE[side[0]], name)
+        other = label_of.get(swapped, label)
+        pairs |= {(min(label, other), max(label, other))} if other != label else set()
+    return tuple(sorted(pairs))
+
+
+_OTHER_SIDE = {"left": "right", "right": "left"}
 
 
 def targets(labels: Sequence[int], num_classes: int, multi_label: bool) -> Tensor:

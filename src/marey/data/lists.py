@@ -14,13 +14,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from marey.data import formats
+from marey.data import datasets, formats
 from marey.data.columns import Builder, Columns
 from marey.data.formats import LineErrors, Row
 from marey.data.labels import check_names, read_classes
 from marey.errors import DataError, unknown
 
 Ints = npt.NDArray[np.int64]
+FORMATS = ("auto", *formats.FORMATS, *datasets.LAYOUTS)
 FRAME_TEMPLATE = "img_{:05}.jpg"  # MMAction2's names of extracted frames
 
 
@@ -189,12 +190,13 @@ def read_list(
     split: str | None = None,
     first_label: int = 0,
 ) -> ClipList:
-    """Read a list of videos; `marey.data.formats` describes the layouts.
+    """Read a list of videos; `marey.data.formats` and `marey.data.datasets` describe the layouts.
 
-    format       one of formats.FORMATS, or "auto": found from the content
+    format       one of FORMATS; "auto": found from the content, and from the owner's file names
     root         folder that relative paths start from; None: the folder of the list
-    classes      class names in label order, or the file that holds them; None: from a `class` column, the
-                 names used as labels (sorted), or the class folders (sorted)
+    classes      class names in label order, or the file that holds them, or a data set whose names ship
+                 ("Kinetics-400"); None: from the owner's file beside the list, a `class` column, the names
+                 used as labels (sorted), or the class folders (sorted)
     multi_label  None: true when any row has several labels
     template     file names in folders of frames; None: FRAME_TEMPLATE in rawframe lists, else as found there
     split        keep only the rows with this value in their `split` column, or this split folder
@@ -205,12 +207,13 @@ def read_list(
     UsageError for an unknown format or split.
     """
     file = Path(path)
-    errors, left_out, splits = LineErrors(file), list[str](), list[str | None]()
+    errors, notes, splits = LineErrors(file), list[str](), list[str | None]()
     try:
         kind, several = _layout(file, format, multi_label)
-        names = _class_names(classes, file if kind == "folder" else None)
+        names = _class_names(file, kind, classes)
+        folder = Path(root or (file if kind == "folder" else file.parent))
         builder = Builder(errors, names, first_label=first_label, multi_label=multi_label)
-        for row in _rows(file, kind, several, errors, left_out):
+        for row in _rows(datasets.Reading(file, folder, errors, notes), kind, several):
             builder.add(row)
             splits.append(row.split)
     except OSError as error:
@@ -221,14 +224,19 @@ def read_list(
         raise DataError("LIST_EMPTY", f"{file}: the list has no videos")
     clips = ClipList(
         str(path),
-        str(root or (file if kind == "folder" else file.parent)),
+        str(folder),
         rows,
         named,
         template=FRAME_TEMPLATE if template is None and kind in formats.FRAME_FORMATS else template,
         multi_label=bool(rows.labels.lengths().max() > 1) if multi_label is None else multi_label,
     )
-    if left_out:
-        clips.notes = (f"{len(left_out)} files are no videos by their names, for example {left_out[0]!r}",)
+    clips.notes = tuple(notes)
+    if names is None and named and kind in datasets.LAYOUTS and datasets.LAYOUTS[kind].names:
+        raise DataError(
+            "LABEL_NAMES",
+            f"{file}: its classes are numbered by {datasets.LAYOUTS[kind].names[0]}, which is not beside it; "
+            "put it there, or name it as data.classes (--classes)",
+        )
     _check_complete(clips)
     if names is not None:
         check_labels(clips, len(names))
@@ -237,13 +245,14 @@ def read_list(
 
 def _layout(file: Path, format: str, multi_label: bool | None) -> tuple[str, bool]:
     """The layout of an existing list, and whether its lines hold several labels."""
-    if format not in ("auto", *formats.FORMATS):
-        raise unknown("list format", format, ("auto", *formats.FORMATS))
+    if format not in FORMATS:
+        raise unknown("list format", format, FORMATS)
     if not file.exists():
         raise DataError(
             "NOT_FOUND", f"no list {str(file)!r}; name a list file or a folder with a folder per class"
         )
-    kind, several = formats.detect(file, multi_label)
+    owner = datasets.detect(file)
+    kind, several = (owner, False) if owner is not None else formats.detect(file, multi_label)
     return (kind if format == "auto" else format), several
 
 
@@ -258,18 +267,23 @@ def _of_split(clips: ClipList, splits: Sequence[str | None], split: str | None) 
 
 
 def _class_names(
-    classes: str | os.PathLike[str] | Sequence[str] | None, folder: Path | None
+    file: Path, kind: str, classes: str | os.PathLike[str] | Sequence[str] | None
 ) -> tuple[str, ...] | None:
+    if classes is None and kind == "folder":
+        return check_names(formats.folder_classes(file), f"{file}: class folder")
+    if classes is None and kind in datasets.LAYOUTS:
+        classes = datasets.names_file(file, kind)
     if classes is None:
-        return (
-            None if folder is None else check_names(formats.folder_classes(folder), f"{folder}: class folder")
-        )
+        return None
     return read_classes(classes) if isinstance(classes, str | os.PathLike) else check_names(classes)
 
 
-def _rows(file: Path, kind: str, several: bool, errors: LineErrors, left_out: list[str]) -> Iterator[Row]:
+def _rows(reading: datasets.Reading, kind: str, several: bool) -> Iterator[Row]:
+    file, _, errors, notes = reading
+    if kind in datasets.LAYOUTS:
+        return datasets.LAYOUTS[kind].rows(reading)
     if kind == "folder":
-        return formats.folder_rows(file, left_out)
+        return formats.folder_rows(file, notes)
     if kind == "csv":
         return formats.csv_rows(file, errors)
     if kind == "jsonl":
