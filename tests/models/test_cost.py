@@ -97,7 +97,7 @@ def test_a_non_local_block_counts_as_worked_out_by_hand():
 
 def test_the_network_stays_as_it_was():
     model = build("tsm_r18", 5, segments=2, width=8, norm_eval=True)
-    model.stage2.eval()
+    model.trunk.stage2.eval()
     modes = [module.training for module in model.modules()]
     values = {name: value.clone() for name, value in model.state_dict().items()}
     assert macs(model, (3, 2, 32, 32)) > 0

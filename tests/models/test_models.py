@@ -107,12 +107,17 @@ def test_names_are_listed_sorted_and_by_pattern():
 def test_parameter_names_need_no_arithmetic():
     names = set(build("slowonly_r50", 2, width=8).state_dict())
     assert {
-        "stem.conv.weight",
-        "stem.bn.running_mean",
-        "stage1.0.conv1.conv.weight",
-        "stage1.0.conv1.bn.bias",
+        "trunk.stem.conv.weight",
+        "trunk.stem.bn.running_mean",
+        "trunk.stage1.0.conv1.conv.weight",
+        "trunk.stage1.0.conv1.bn.bias",
     } <= names
-    assert {"stage1.0.shortcut.conv.weight", "stage4.2.conv3.bn.weight", "head.weight", "head.bias"} <= names
+    assert {
+        "trunk.stage1.0.shortcut.conv.weight",
+        "trunk.stage4.2.conv3.bn.weight",
+        "head.weight",
+        "head.bias",
+    } <= names
     assert set(build("tsm_r50", 2, width=8).state_dict()) == names
 
 

@@ -44,7 +44,13 @@ def test_networks_carry_blocks_where_the_zoo_has_them(name):
     with torch.device("meta"):
         model = build(name, non_local="dot_product")
     places = [n.removesuffix(".non_local") for n, m in model.named_modules() if isinstance(m, NonLocal)]
-    assert places == ["stage2.0", "stage2.2", "stage3.0", "stage3.2", "stage3.4"]
+    assert places == [
+        "trunk.stage2.0",
+        "trunk.stage2.2",
+        "trunk.stage3.0",
+        "trunk.stage3.2",
+        "trunk.stage3.4",
+    ]
 
 
 def test_only_embedded_gaussian_is_scaled_and_by_default_only_in_slowonly():
@@ -62,7 +68,7 @@ def test_in_tsm_positions_of_a_pass_see_each_other_and_those_of_another_pass_do_
     torch.manual_seed(0)
     options = {"non_local": "dot_product", "non_local_blocks": [[], [0], [], []], "segments": 2, "width": 16}
     model = build("tsm_r18", 3, **options).eval()
-    model.stage2[0].non_local.out.bn.weight.fill_(1.0)
+    model.trunk.stage2[0].non_local.out.bn.weight.fill_(1.0)
     clip = torch.randn(1, 3, 4, 64, 64)
     other = clip.clone()
     other[:, :, 3] += 1

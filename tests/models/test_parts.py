@@ -61,7 +61,7 @@ def test_fresh_weights_repeat_with_the_seed():
 
     first, again, other = draw(4), draw(4), draw(5)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["stem.conv.weight"], other["stem.conv.weight"])
+    assert not torch.equal(first["trunk.stem.conv.weight"], other["trunk.stem.conv.weight"])
 
 
 def test_norm_eval_holds_all_statistics_but_lets_weights_learn():
@@ -70,30 +70,35 @@ def test_norm_eval_holds_all_statistics_but_lets_weights_learn():
     assert not any(norm.training for norm in norms(model).values())
     changed = moved(model, steps=2)
     assert not any("running" in name or "num_batches" in name for name in changed)
-    assert {"stem.bn.weight", "stage4.2.conv3.bn.bias", "head.weight"} <= changed
+    assert {"trunk.stem.bn.weight", "trunk.stage4.2.conv3.bn.bias", "head.weight"} <= changed
+
+
+def part_of(name):
+    """ "trunk.stage2" of "trunk.stage2.0.conv1.bn.bias"."""
+    return ".".join(name.split(".")[: 2 if name.startswith("trunk") else 1])
 
 
 @pytest.mark.parametrize("stages", [0, 1, 3, 4])
 def test_frozen_stages_do_not_change_at_all_and_the_rest_does(stages):
     model = build("tsn_r18", 3, width=8, frozen_stages=stages).train()
-    parts = ("stem", "stage1", "stage2", "stage3", "stage4")
+    parts = ("trunk.stem", "trunk.stage1", "trunk.stage2", "trunk.stage3", "trunk.stage4")
     changed = moved(model)
-    assert {name.partition(".")[0] for name in changed} == {*parts[stages + 1 :], "head"}
-    frozen = [p for name, p in model.named_parameters() if name.partition(".")[0] in parts[: stages + 1]]
+    assert {part_of(name) for name in changed} == {*parts[stages + 1 :], "head"}
+    frozen = [p for name, p in model.named_parameters() if part_of(name) in parts[: stages + 1]]
     assert not any(p.requires_grad for p in frozen)
 
 
 def test_partial_bn_leaves_only_the_first_norm_alive():
     model = build("tsm_r18", 3, width=8, partial_bn=True).train()
-    assert [name for name, norm in norms(model).items() if norm.training] == ["stem.bn"]
+    assert [name for name, norm in norms(model).items() if norm.training] == ["trunk.stem.bn"]
     changed = moved(model)
     assert {name for name in changed if ".bn." in name} == {
         *(
-            f"stem.bn.{leaf}"
+            f"trunk.stem.bn.{leaf}"
             for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
         )
     }
-    assert "stage3.0.conv1.conv.weight" in changed
+    assert "trunk.stage3.0.conv1.conv.weight" in changed
 
 
 def test_without_freezing_everything_changes():

@@ -5,7 +5,7 @@ from torchvision.models import resnet50
 
 from marey.models import build
 from marey.weights.load import load_weights
-from tests.models.test_resnet import maps_of, with_statistics
+from tests.models.test_parts_frames import maps_of, with_statistics
 from tests.oracles import relative_error
 
 
@@ -41,6 +41,6 @@ def test_stages_1_and_2_see_single_frames_and_stages_3_and_4_their_neighbours():
         hook.remove()
         return (seen[0] != seen[1]).flatten(3).any(3).any(1)[0].nonzero().flatten().tolist()
 
-    assert touched(model.stage2) == [0]
-    assert touched(model.stage3[0]) == [0, 1]
-    assert touched(model.stage4) == [0, 1, 2, 3, 4, 5]
+    assert touched(model.trunk.stage2) == [0]
+    assert touched(model.trunk.stage3[0]) == [0, 1]
+    assert touched(model.trunk.stage4) == [0, 1, 2, 3, 4, 5]

@@ -55,7 +55,7 @@ def shifted_blocks(name, **overrides):
 def test_every_block_is_shifted_up_to_depth_50_and_every_second_from_101_on():
     assert len(shifted_blocks("tsm_r50")) == 16
     assert len(shifted_blocks("tsm_r18")) == 8
-    deep = [f"stage{s}.{b}" for s, n in enumerate((3, 4, 23, 3), 1) for b in range(0, n, 2)]
+    deep = [f"trunk.stage{s}.{b}" for s, n in enumerate((3, 4, 23, 3), 1) for b in range(0, n, 2)]
     assert shifted_blocks("tsm_r101") == deep
 
 

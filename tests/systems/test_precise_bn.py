@@ -15,7 +15,7 @@ from marey.errors import MareyError, UsageError
 from marey.jobs import train as job
 from marey.recipes.catalog import load_recipe
 from marey.video.preprocess import normalize
-from marey.weights.native import load_checkpoint
+from marey.weights.create import open_model
 
 ONE = {"training.epochs": 1, "data.workers": 0, "training.precise_bn": 2}
 
@@ -30,7 +30,7 @@ def same(one, other):
 
 def test_the_saved_statistics_are_those_of_training_clips(tiny, tmp_path):
     found = marey.train("demo.moving_shapes", tiny | ONE, out=tmp_path)
-    saved = load_checkpoint(found.checkpoint)
+    saved = open_model(found.checkpoint)
     recipe = load_recipe(found.run / "recipe.json")
     clips = read_list(recipe.data.train)
     with Pool(0, 60) as pool:
@@ -40,10 +40,10 @@ def test_the_saved_statistics_are_those_of_training_clips(tiny, tmp_path):
         frames = [batch for _, batch in zip(range(2), drawn, strict=False)]
     with torch.no_grad():
         inputs = [normalize(batch.frames, recipe.clips, batch.mirrored) for batch in frames]
-        maps = torch.cat([saved.stem.conv(clip.transpose(1, 2).flatten(0, 1)) for clip in inputs])
+        maps = torch.cat([saved.trunk.stem.conv(clip.transpose(1, 2).flatten(0, 1)) for clip in inputs])
     assert len(maps) == 2 * 8 * 4
-    assert torch.allclose(saved.stem.bn.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
-    assert torch.allclose(saved.stem.bn.running_var, maps.var((0, 2, 3), unbiased=False), rtol=1e-4)
+    assert torch.allclose(saved.trunk.stem.bn.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(saved.trunk.stem.bn.running_var, maps.var((0, 2, 3), unbiased=False), rtol=1e-4)
     assert same(weights(found.run), weights(found.run, "best"))
     assert "20 batch norms measured on 16 clips" in (found.run / "log.txt").read_text()
 
@@ -88,7 +88,7 @@ def test_frozen_norms_have_nothing_to_measure(tiny, tmp_path):
     options = {"model.options": {"width": 8, "segments": 4, "norm_eval": True}}
     found = marey.train("demo.moving_shapes", tiny | ONE | options, out=tmp_path)
     assert "nothing to measure" in (found.run / "log.txt").read_text()
-    assert weights(found.run)["stem.bn.running_var"].eq(1).all()
+    assert weights(found.run)["trunk.stem.bn.running_var"].eq(1).all()
 
 
 def test_a_number_below_zero_is_refused():

@@ -367,7 +367,7 @@ def test_other_classes_keep_all_but_the_head_and_say_so(trained, tiny, shapes, t
     assert load_recipe(run / "recipe.json").model.num_classes == 2
     old, new = load_file(trained.checkpoint), load_file(run / "checkpoints/last.safetensors")
     assert new["head.weight"].shape[0] == 2
-    assert new["stem.conv.weight"].allclose(old["stem.conv.weight"], atol=1e-6)
+    assert new["trunk.stem.conv.weight"].allclose(old["trunk.stem.conv.weight"], atol=1e-6)
     assert "6 classes in the file, 2 in the network" in (run / "log.txt").read_text()
 
 

@@ -88,10 +88,10 @@ def test_every_tensor_of_a_file_fills_exactly_one_of_the_network(name, overrides
     report = load_weights(model, weights)
     assert report.loaded == len(weights) == len(model.state_dict())
     assert (report.head, report.left_out, report.fresh) == ("loaded", {}, ())
-    assert torch.equal(model.stem.conv.weight, weights["backbone.conv1.conv.weight"])
+    assert torch.equal(model.trunk.stem.conv.weight, weights["backbone.conv1.conv.weight"])
     assert torch.equal(model.head.bias, weights["cls_head.fc_cls.bias"])
     last = next(v for n, v in weights.items() if "layer3" in n and "1.conv2.bn.running_var" in n)
-    assert torch.equal(model.stage3[1].conv2.bn.running_var, last)
+    assert torch.equal(model.trunk.stage3[1].conv2.bn.running_var, last)
 
 
 def test_another_class_count_loads_all_but_the_classifier_and_says_so():
@@ -104,7 +104,7 @@ def test_another_class_count_loads_all_but_the_classifier_and_says_so():
         ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias"), "174 classes in the file, 400 in the network"
     )
     assert torch.equal(model.head.weight, before["head.weight"])
-    assert torch.equal(model.stage4[1].conv2.conv.weight, tiny()["backbone.layer4.1.conv2.conv.weight"])
+    assert torch.equal(model.trunk.stage4[1].conv2.conv.weight, tiny()["backbone.layer4.1.conv2.conv.weight"])
     assert report.summary() == (
         f"{len(before) - 2} tensors loaded (mmaction2 layout), 2 of the file left out "
         "(174 classes in the file, 400 in the network); classifier fresh"
@@ -136,8 +136,8 @@ def test_half_precision_files_and_arrays_become_the_networks_type():
     halves = {n: v.half().numpy() if v.is_floating_point() else v.numpy() for n, v in tiny().items()}
     model = build("tsn_r18", 400, width=8)
     load_weights(model, halves)
-    assert model.stem.conv.weight.dtype == torch.float32
-    assert relative_error(model.stem.conv.weight.detach(), tiny()["backbone.conv1.conv.weight"]) < 1e-3
+    assert model.trunk.stem.conv.weight.dtype == torch.float32
+    assert relative_error(model.trunk.stem.conv.weight.detach(), tiny()["backbone.conv1.conv.weight"]) < 1e-3
 
 
 def test_our_own_state_dict_goes_back_in():
@@ -161,7 +161,7 @@ def but(**changes):
 WRONG = {
     "a missing tensor": (
         without("backbone.layer2.0.conv1.conv.weight"),
-        "1 missing (stage2.0.conv1.conv.weight)",
+        "1 missing (trunk.stage2.0.conv1.conv.weight)",
     ),
     "half a classifier": (without("cls_head.fc_cls.bias"), "1 missing (head.bias)"),
     "an unexpected tensor": (but(backbone__layer5__0__conv1__conv__weight=torch.zeros(2)), "1 unexpected"),
@@ -172,7 +172,7 @@ WRONG = {
     "a tensor without memory": (but(bn__bias=torch.zeros(8, device="meta")), "1 of another shape or kind"),
     "a wider classifier": (but(cls_head__fc_cls__weight=torch.zeros(174, 99)), "[174, 99] for [400, 64]"),
     "a classifier in two sizes": (but(cls_head__fc_cls__bias=torch.zeros(174)), "1 missing (head.bias)"),
-    "the same tensor twice": (tiny() | {"conv1.bn.bias": torch.zeros(8)}, "both mean 'stem.bn.bias'"),
+    "the same tensor twice": (tiny() | {"conv1.bn.bias": torch.zeros(8)}, "both mean 'trunk.stem.bn.bias'"),
     "a deeper network": (filled(mmaction_table(34, width=8)), "unexpected"),
     "a 3D network": (filled(mmaction_table(50, width=8, time=(1, 1, 3, 3))), "of another shape"),
 }
@@ -189,7 +189,7 @@ def test_values_that_are_no_numbers_are_refused(bad):
     weights = tiny()
     weights["backbone.layer3.1.conv2.bn.running_mean"][3] = bad
     message = refused(build("tsn_r18", 400, width=8), weights, "WEIGHTS_NOT_FINITE")
-    assert "stage3.1.conv2.bn.running_mean" in message
+    assert "trunk.stage3.1.conv2.bn.running_mean" in message
 
 
 def test_a_file_of_no_known_layout_is_refused_with_what_it_holds():
@@ -201,8 +201,8 @@ def test_a_file_of_no_known_layout_is_refused_with_what_it_holds():
 def test_what_is_shifted_must_be_the_same_in_file_and_network():
     tsm, tsn = build("tsm_r18", 400, width=8), build("tsn_r18", 400, width=8)
     assert "6 more against nothing" in refused(tsn, tiny(shifted=R18))
-    assert "shifted in time: nothing against stage1.0.conv1" in refused(tsm, tiny())
-    assert "stage1.1.conv1" in refused(tsm, tiny(shifted=R18[:1]))
+    assert "shifted in time: nothing against trunk.stage1.0.conv1" in refused(tsm, tiny())
+    assert "trunk.stage1.1.conv1" in refused(tsm, tiny(shifted=R18[:1]))
     all_shifted = tuple((s, b) for s, n in enumerate(BLOCKS[101], 1) for b in range(n))
     weights = filled(mmaction_table(101, width=8, classes=3, shifted=all_shifted))
     assert "shifted in time" in refused(build("tsm_r101", 3, width=8), weights)
@@ -245,7 +245,7 @@ def test_2d_weights_become_what_the_original_makes_of_them(name):
     )
     for theirs, figures in want["selected"].items():
         ours = theirs.replace("layer", "stage").replace(".net.", ".").replace("downsample", "shortcut")
-        value = own[ours if "stage" in ours else ours.replace("conv1.", "stem.")]
+        value = own[f"trunk.{ours if 'stage' in ours else ours.replace('conv1.', 'stem.')}"]
         assert value.double().sum().item() == pytest.approx(figures["sum"], rel=1e-6, abs=1e-4)
         assert value.flatten()[:4].tolist() == pytest.approx(figures["first4"], rel=1e-6)
     clip = drawn_input(want["input"]["shape"], want["input"]["seed"])
@@ -263,12 +263,12 @@ def test_2d_weights_leave_non_local_blocks_as_they_are_and_name_them():
     weights = {n: v for n, v in filled(torchvision_table(50)).items() if "num_batches" not in n}
     report = load_weights(model, weights)
     assert any(".non_local.g.weight" in name for name in report.fresh)
-    assert not model.stage2[0].non_local.out.bn.weight.any()
+    assert not model.trunk.stage2[0].non_local.out.bn.weight.any()
 
 
 def test_temporal_kernels_hold_the_2d_weight_in_equal_parts():
     model, weights = build("slowonly_r50"), filled(torchvision_table(50))
     load_weights(model, weights)
-    got, flat = model.stage4[1].conv1.conv.weight.detach(), weights["layer4.1.conv1.weight"]
+    got, flat = model.trunk.stage4[1].conv1.conv.weight.detach(), weights["layer4.1.conv1.weight"]
     assert all(np.allclose(got[:, :, t].numpy(), flat.numpy() / 3, rtol=1e-6) for t in range(3))
-    assert torch.equal(model.stage1[1].conv1.conv.weight[:, :, 0], weights["layer1.1.conv1.weight"])
+    assert torch.equal(model.trunk.stage1[1].conv1.conv.weight[:, :, 0], weights["layer1.1.conv1.weight"])

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from marey.errors import EnvironmentFault, MareyError, UsageError, WeightsError
 from marey.video.preprocess import Preprocess
-from marey.weights.create import create_model
-from marey.weights.native import digest, load_checkpoint, save_checkpoint
+from marey.weights.create import create_model, open_model
+from marey.weights.native import digest, save_checkpoint
 
 NAMES = ("run", "jump", "fly\n\x1b")
 EXTRA = {"recipe": {"name": "demo", "epochs": 3}, "metrics": {"top1": 0.5, "loss": None}}
@@ -48,7 +48,7 @@ def rewrite(path, change=lambda card: card, tensors=lambda tensors: tensors, key
 
 def test_a_checkpoint_brings_back_the_network_and_all_that_belongs_to_it(saved):
     path, model, preprocess = saved
-    loaded = load_checkpoint(path)
+    loaded = open_model(path)
     assert same_logits(loaded, model)
     assert not loaded.training
     assert loaded.preprocess == preprocess
@@ -70,7 +70,7 @@ def test_create_model_takes_it_with_its_arguments(saved):
 
 def test_saving_again_what_was_loaded_gives_the_same_bytes(saved, tmp_path):
     path, *_ = saved
-    model = load_checkpoint(path)
+    model = open_model(path)
     again = tmp_path / "again.safetensors"
     save_checkpoint(again, model, preprocess=model.preprocess, class_names=model.class_names, **EXTRA)
     assert again.read_bytes() == path.read_bytes()
@@ -114,7 +114,7 @@ LIES = {
     "nonsense in the preprocessing": {"change": lambda c: c | {"preprocess": {"frames": -3}}},
     "an unknown preprocessing": {"change": lambda c: c | {"preprocess": {"framez": 3}}},
     "text for a card": {"change": lambda _: "hello"},
-    "a tensor missing": {"tensors": lambda t: {n: v for n, v in t.items() if n != "stem.bn.bias"}},
+    "a tensor missing": {"tensors": lambda t: {n: v for n, v in t.items() if n != "trunk.stem.bn.bias"}},
     "no card": {"key": "other"},
 }
 
@@ -124,7 +124,7 @@ def test_a_card_that_does_not_agree_with_its_file_is_refused(kind, saved):
     path, *_ = saved
     rewrite(path, **LIES[kind])
     with pytest.raises(WeightsError) as error:
-        load_checkpoint(path)
+        open_model(path)
     assert error.value.code == "WEIGHTS_CARD"
     assert "best.safetensors" in error.value.message
 
@@ -136,7 +136,7 @@ def test_not_a_number_is_refused_even_with_a_fitting_hash(saved):
     tensors["head.bias"][0] = float("nan")
     rewrite(path, lambda card: card | {"sha256": digest(tensors)}, lambda _: tensors)
     with pytest.raises(WeightsError) as error:
-        load_checkpoint(path)
+        open_model(path)
     assert error.value.code == "WEIGHTS_NOT_FINITE"
 
 
@@ -145,7 +145,7 @@ def test_a_cut_file_is_refused(share, saved):
     path, *_ = saved
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(MareyError) as error:
-        load_checkpoint(path)
+        open_model(path)
     assert error.value.code in ("WEIGHTS_DAMAGED", "WEIGHTS_LIMIT", "WEIGHTS_FORMAT")
 
 

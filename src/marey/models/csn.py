@@ -10,8 +10,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from marey.errors import UsageError, unknown
-from marey.models.parts import Residual, ResNet, plan
-from marey.models.resnet3d import unit
+from marey.models.parts import Residual, ResNet, plan, unit
 
 Mode = Literal["ir", "ip"]
 DEPTHS = (50, 101, 152)
@@ -48,27 +47,21 @@ class CSN(ResNet):
             raise unknown("mode of CSN", str(mode), get_args(Mode), "BAD_VALUE")
         if depth not in DEPTHS:
             raise UsageError("BAD_VALUE", f"depth of CSN is {depth}; needed: one of {DEPTHS}")
-        stages = []
-        for stage in plan(depth, width):
+        stem = unit(3, width, (3, 7, 7), (1, 2, 2), eps=EPS)
+        trunk: dict[str, nn.Module] = {"stem": stem, "pool": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))}
+        for name, places in plan(depth, width).items():
             blocks = []
-            for before, middle, after, side in stage:
-                stride = (side, side, side)
-                depthwise = [unit(middle, middle, (3, 3, 3), stride, groups=middle, eps=EPS)]
+            for before, middle, after, stride, changes in places:
+                conv1 = unit(before, middle, (1, 1, 1), eps=EPS)
+                conv2 = [unit(middle, middle, (3, 3, 3), stride, groups=middle, eps=EPS)]
                 if mode == "ip":
-                    depthwise.insert(0, unit(middle, middle, relu=False, eps=EPS))
-                units = [
-                    unit(before, middle, eps=EPS),
-                    nn.Sequential(*depthwise),
-                    unit(middle, after, relu=False, eps=EPS),
-                ]
-                changes = side > 1 or before != after
-                shortcut = unit(before, after, stride=stride, relu=False, eps=EPS) if changes else None
-                blocks.append(Residual(*units, shortcut=shortcut))
-            stages.append(nn.Sequential(*blocks))
+                    conv2.insert(0, unit(middle, middle, (1, 1, 1), relu=False, eps=EPS))
+                conv3 = unit(middle, after, (1, 1, 1), relu=False, eps=EPS)
+                shortcut = unit(before, after, (1, 1, 1), stride, relu=False, eps=EPS) if changes else None
+                blocks.append(Residual(conv1, nn.Sequential(*conv2), conv3, shortcut=shortcut))
+            trunk[name] = nn.Sequential(*blocks)
         super().__init__(
-            unit(3, width, (3, 7, 7), (1, 2, 2), eps=EPS),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-            stages,
+            trunk,
             after,
             num_classes,
             dropout=dropout,

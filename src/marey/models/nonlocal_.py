@@ -5,14 +5,13 @@ Shapes: B clips, C channels, K = C // 2 inner channels, T frames, H x W pixels, 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError, unknown
-from marey.models.parts import Norm
-from marey.models.resnet3d import unit
+from marey.models.parts import Norm, unit
 
 Mode = Literal["embedded_gaussian", "gaussian", "dot_product"]
 
@@ -45,7 +44,7 @@ class NonLocal(nn.Module):
             if isinstance(conv, nn.Conv3d) and conv.bias is not None:
                 nn.init.normal_(conv.weight, std=0.01)
                 nn.init.zeros_(conv.bias)
-        self.out = unit(inner, channels, relu=False, gamma=0.0)  # so that the block starts as the identity
+        self.out = unit(inner, channels, (1, 1, 1), relu=False, gamma=0.0)  # the block starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, C, T, H, W] -> the same shape."""
@@ -66,14 +65,15 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def place_non_local(
-    stages: Sequence[nn.Sequential], places: Sequence[Sequence[int]], build: Callable[[int, int], nn.Module]
+    trunk: dict[str, nn.Module], places: Sequence[Sequence[int]], build: Callable[[str, int], nn.Module]
 ) -> None:
     """Set `non_local` of the named blocks.
 
     places  for stages 1 to 4, the blocks after which one stands, counted from 0
-    build   (stage 1 to 4, channels) -> the non-local block
+    build   (name of the stage, channels) -> the non-local block
     """
-    counts = [len(stage) for stage in stages]
+    stages: dict[str, Any] = {name: layer for name, layer in trunk.items() if name.startswith("stage")}
+    counts = [len(stage) for stage in stages.values()]
     if len(places) != 4 or any(
         not 0 <= p < n for wanted, n in zip(places, counts, strict=False) for p in wanted
     ):
@@ -82,7 +82,7 @@ def place_non_local(
             f"non_local_blocks is {places}; needed: for each of 4 stages the blocks, counted from 0, of "
             f"{counts} there are; for example {ZOO_PLACES} in depth 50",
         )
-    for number, (stage, wanted) in enumerate(zip(stages, places, strict=True), start=1):
+    for (name, stage), wanted in zip(stages.items(), places, strict=True):
         channels = [module.num_features for module in stage.modules() if isinstance(module, Norm)][-1]
         for place in wanted:
-            stage[place].non_local = build(number, channels)
+            stage[place].non_local = build(name, channels)

@@ -1,12 +1,14 @@
-"""What the residual networks share: the block, the plan of the stages, the classifier, freezing.
+"""What the residual networks share: the plan of the stages, the unit, the block, the frame around them.
 
-He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385.
-Shapes: B clips, C channels, T frames, H x W pixels.
+He et al., "Deep Residual Learning for Image Recognition", arXiv:1512.03385, with the stride on the 3x3
+convolution as in torchvision. Shapes: B clips, C channels, T frames, H x W pixels; 2D networks see F = B * T
+frames in a row. Kernels and strides are (height, width) or (time, height, width).
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,15 +26,19 @@ Norm = nn.BatchNorm2d | nn.BatchNorm3d
 
 
 class Place(NamedTuple):
-    """Where a block stands: channels before it, in its middle and after it, and its stride in H and W."""
+    """Where a block stands: channels before it, in its middle and after it, and its stride in H and W.
+
+    changes  whether its output has another shape than its input, so that the shortcut must adapt it
+    """
 
     before: int
     middle: int
     after: int
     stride: int
+    changes: bool
 
 
-def plan(depth: int, width: int) -> list[list[Place]]:
+def plan(depth: int, width: int) -> dict[str, list[Place]]:
     """The blocks of stages 1 to 4; the middle channels double and the map halves from stage to stage.
 
     depth  18, 34, 50, 101 or 152
@@ -41,13 +47,42 @@ def plan(depth: int, width: int) -> list[list[Place]]:
     if width < 1:
         raise UsageError("BAD_VALUE", f"width is {width}; it counts channels and must be 1 or more")
     expansion, counts = DEPTHS[depth]
-    before, stages = width, []
+    before, stages = width, {}
     for number, count in enumerate(counts):
         middle = width << number
-        stages.append([Place(before, middle, middle * expansion, 2 if number else 1)])
-        before = middle * expansion
-        stages[-1] += [Place(before, middle, before, 1)] * (count - 1)
+        after = middle * expansion
+        stride = 2 if number else 1
+        first = Place(before, middle, after, stride, stride > 1 or before != after)
+        stages[f"stage{number + 1}"] = [first] + [Place(after, middle, after, 1, False)] * (count - 1)
+        before = after
     return stages
+
+
+def unit(
+    channels: int,
+    out: int,
+    kernel: tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
+    *,
+    groups: int = 1,
+    dilation: int = 1,
+    relu: bool = True,
+    gamma: float = 1.0,
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """Convolution of odd kernel (2D or 3D) that keeps the size at stride 1, batch norm, ReLU.
+
+    The convolution starts Kaiming-normal over its fan-out, the norm with weight `gamma` and bias 0.
+    """
+    convolution: Any = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
+    reach = (kernel[0] // 2, kernel[-2] // 2, kernel[-1] // 2)[-len(kernel) :]
+    padding = reach if dilation == 1 else tuple(side * dilation for side in reach)
+    conv = convolution(channels, out, kernel, stride, padding, dilation, groups, bias=False)
+    bn = nn.BatchNorm3d(out, eps) if len(kernel) == 3 else nn.BatchNorm2d(out, eps)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.constant_(bn.weight, gamma)
+    layers: dict[str, nn.Module] = {"conv": conv, "bn": bn}
+    return nn.Sequential(OrderedDict(layers, relu=nn.ReLU(inplace=True)) if relu else OrderedDict(layers))
 
 
 class Residual(nn.Module):
@@ -75,7 +110,9 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, pool, four stages and a linear classifier: the frame of TSN, TSM, SlowOnly and CSN.
+    """A trunk that makes maps of clips, and a linear classifier: the frame of the residual networks.
+
+    trunk  the layers in their order: "stem", "pool" and "stage1" to "stage4", and what stands between
 
     `preprocess`, `class_names` and `spec` are set by `marey.create_model`. The freezing switches hold from
     construction on (meaning: open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/resnet.py):
@@ -95,9 +132,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        stem: nn.Module,
-        pool: nn.Module,
-        stages: Sequence[nn.Sequential],
+        trunk: dict[str, nn.Module],
         channels: int,
         num_classes: int,
         *,
@@ -115,15 +150,19 @@ class ResNet(nn.Module):
                 f"num_classes is {num_classes}, dropout {dropout}, frozen_stages {frozen_stages}; "
                 "needed: 1 or more, 0 to below 1, -1 (none) to 4 (all)",
             )
-        self.stem, self.pool = stem, pool
-        self.stage1, self.stage2, self.stage3, self.stage4 = stages
+        self.trunk = nn.Sequential(OrderedDict(trunk))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
         nn.init.normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
         self.num_classes = num_classes
-        norms = [module for module in self.modules() if isinstance(module, Norm)]
-        fixed: list[nn.Module] = [stem, *stages][: frozen_stages + 1]
+        norms: list[nn.Module] = []
+        for module in self.modules():
+            if isinstance(module, Norm):
+                norms.append(module)
+        fixed: list[nn.Module] = []
+        for name in ("stem", "stage1", "stage2", "stage3", "stage4")[: frozen_stages + 1]:
+            fixed.append(trunk[name])
         if partial_bn:
             fixed += norms[1:]
         if bn_frozen and norm_eval:
@@ -141,8 +180,7 @@ class ResNet(nn.Module):
 
     def features(self, clip: Tensor) -> Tensor:
         """The map before pooling: float [B, 3, T, H, W] -> float [B, C, T', H', W']."""
-        x = self.stage1(self.pool(self.stem(clip)))
-        maps: Tensor = self.stage4(self.stage3(self.stage2(x)))
+        maps: Tensor = self.trunk(clip)
         return maps
 
     def embed(self, clip: Tensor) -> Tensor:
@@ -151,5 +189,48 @@ class ResNet(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes]."""
-        logits: Tensor = self.head(self.dropout(self.features(clip).mean(dim=(2, 3, 4))))
+        logits: Tensor = self.head(self.dropout(self.trunk(clip).mean(dim=(2, 3, 4))))
         return logits
+
+
+def frame_trunk(depth: int, width: int) -> tuple[dict[str, nn.Module], int]:
+    """The trunk of 2D networks, run on every frame, and the channels of its map, which is 1/32 of H and W.
+
+    Depths 18 and 34 have blocks of two 3x3 convolutions, the others 1x1, 3x3 and 1x1.
+    """
+    trunk: dict[str, nn.Module] = {"stem": unit(3, width, (7, 7), 2), "pool": nn.MaxPool2d(3, 2, 1)}
+    for name, places in plan(depth, width).items():
+        blocks = []
+        for before, middle, after, stride, changes in places:
+            if depth < 50:
+                units = [unit(before, middle, (3, 3), stride), unit(middle, after, (3, 3), relu=False)]
+            else:
+                units = [
+                    unit(before, middle, (1, 1)),
+                    unit(middle, middle, (3, 3), stride),
+                    unit(middle, after, (1, 1), relu=False),
+                ]
+            shortcut = unit(before, after, (1, 1), stride, relu=False) if changes else None
+            blocks.append(Residual(*units, shortcut=shortcut))
+        trunk[name] = nn.Sequential(*blocks)
+    return trunk, after
+
+
+def to_frames(clip: Tensor, segments: int = 1) -> Tensor:
+    """Clips [B, C, k * segments, H, W] -> frames [B * k * segments, C, H, W] in channels_last memory order.
+
+    Nothing is copied when the clip is a permuted [B, T, H, W, C] tensor, as preprocessing gives it. Raises
+    UsageError where the frames are no whole number of passes of so many segments.
+    """
+    if clip.shape[2] % segments:
+        raise UsageError(
+            "CLIP_LENGTH",
+            f"a clip of {clip.shape[2]} frames came to a network of {segments} segments; "
+            "give a multiple, or create the model with segments=...",
+        )
+    return clip.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def to_clips(frames: Tensor, length: int) -> Tensor:
+    """Frames [N * length, C, H, W] -> clips [N, C, length, H, W], without copying."""
+    return frames.view(-1, length, *frames.shape[1:]).transpose(1, 2)

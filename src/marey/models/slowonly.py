@@ -8,8 +8,9 @@ Shapes: B clips, C channels, T frames, H x W pixels.
 from torch import nn
 
 from marey.models.nonlocal_ import ZOO_PLACES, NonLocal, place_non_local
-from marey.models.parts import ResNet
-from marey.models.resnet3d import bottlenecks, unit
+from marey.models.parts import Residual, ResNet, plan, unit
+
+LENGTHS = {"stage1": 1, "stage2": 1, "stage3": 3, "stage4": 3}  # in time, of a block's first convolution
 
 
 class SlowOnly(ResNet):
@@ -40,16 +41,27 @@ class SlowOnly(ResNet):
         norm_eval: bool = False,
         frozen_stages: int = -1,
     ) -> None:
-        stages, channels = bottlenecks(depth, width, times=((1,), (1,), (3,), (3,)), last_gamma=0.0)
+        stem = unit(3, width, (1, 7, 7), (1, 2, 2))
+        trunk: dict[str, nn.Module] = {"stem": stem, "pool": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))}
+        for name, places in plan(depth, width).items():
+            blocks = []
+            for before, middle, after, side, changes in places:
+                stride = (1, side, side)
+                units = [
+                    unit(before, middle, (LENGTHS[name], 1, 1)),
+                    unit(middle, middle, (1, 3, 3), stride),
+                    unit(middle, after, (1, 1, 1), relu=False, gamma=0.0),  # a block starts as its shortcut
+                ]
+                shortcut = unit(before, after, (1, 1, 1), stride, relu=False) if changes else None
+                blocks.append(Residual(*units, shortcut=shortcut))
+            trunk[name] = nn.Sequential(*blocks)
         if non_local is not None:
             place_non_local(
-                stages, non_local_blocks, lambda _, c: NonLocal(c, non_local, scale=non_local_scale)
+                trunk, non_local_blocks, lambda _, c: NonLocal(c, non_local, scale=non_local_scale)
             )
         super().__init__(
-            unit(3, width, (1, 7, 7), (1, 2, 2)),
-            nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
-            stages,
-            channels,
+            trunk,
+            after,
             num_classes,
             dropout=dropout,
             head_std=0.01,

@@ -14,23 +14,34 @@ from torch.nn import functional as F
 
 from marey.errors import UsageError
 from marey.models.nonlocal_ import ZOO_PLACES, NonLocal, place_non_local
-from marey.models.parts import ResNet
-from marey.models.resnet import to_clips, to_frames, trunk
+from marey.models.parts import ResNet, frame_trunk, to_clips, to_frames
 
 
-class Shift(torch.autograd.Function):
-    """Some channels of [N * S, C, H, W] moved by a frame within each pass of S frames, zero at the ends.
+class TimeShift(nn.Module):
+    """The first 1 / shift_div of the channels look one frame ahead, as many after them one back.
 
-    A copy of all, then two slices of it: no dearer than the other ways in `benchmarks/tsm_shift.py`; the
-    gradient, the shift with directions exchanged, is six to ten times cheaper than recorded slice copies.
+    A copy of all, then two slices of it: no dearer than the other ways in `benchmarks/tsm_shift.py`.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, segments: int, ahead: slice, back: slice) -> Tensor:
-        """Channels `ahead` show the next frame, channels `back` the previous one, the others their own."""
-        ctx.segments, ctx.ahead, ctx.back = segments, ahead, back
+    def __init__(self, segments: int, shift_div: int) -> None:
+        super().__init__()
+        self.segments = segments
+        self.shift_div = shift_div
+
+    def forward(self, x: Tensor, forth: bool = True) -> Tensor:
+        """Float [N * S, C, H, W] -> the same shape; zero at the ends of each pass of S frames.
+
+        forth  False: with directions exchanged, which is the gradient
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            learnt: Tensor = _Shift.apply(x, self, forth)
+            return learnt
+        fold = x.shape[1] // self.shift_div
+        ahead, back = slice(0, fold), slice(fold, 2 * fold)
+        if not forth:
+            ahead, back = back, ahead
         shifted = x.clone()
-        old = x.view(-1, segments, *x.shape[1:])
+        old = x.view(-1, self.segments, *x.shape[1:])
         new = shifted.view(old.shape)
         new[:, :-1, ahead] = old[:, 1:, ahead]
         new[:, -1, ahead] = 0
@@ -38,33 +49,31 @@ class Shift(torch.autograd.Function):
         new[:, 0, back] = 0
         return shifted
 
+
+class _Shift(torch.autograd.Function):
+    """The shift with its gradient in one step, six to ten times cheaper than that of recorded slices."""
+
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, None, None, None]:
+    def forward(ctx: Any, x: Tensor, shift: TimeShift, forth: bool) -> Tensor:
+        ctx.shift, ctx.forth = shift, forth
+        return shift.forward(x, forth)  # torch records nothing in here
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """What looked ahead came from one frame later, and the other way round."""
-        return Shift.apply(grads[0], ctx.segments, ctx.back, ctx.ahead), None, None, None
+        return ctx.shift.forward(grads[0], not ctx.forth), None, None
 
 
-class TimeShift(nn.Module):
-    """The first 1 / shift_div of the channels look one frame ahead, as many after them one back."""
+class TimePool(nn.Module):
+    """Half of the frames: the maximum over 3 frames at every second one, within each pass of S frames."""
 
-    def __init__(self, segments: int, shift_div: int) -> None:
+    def __init__(self, segments: int) -> None:
         super().__init__()
         self.segments = segments
-        self.shift_div = shift_div
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [N * S, C, H, W] -> the same shape."""
-        fold = x.shape[1] // self.shift_div
-        shifted: Tensor = Shift.apply(x, self.segments, slice(0, fold), slice(fold, 2 * fold))
-        return shifted
-
-
-def _shift_blocks(stage: nn.Sequential, every: int, segments: int, shift_div: int) -> None:
-    """Let the first unit of blocks 0, every, 2 * every, ... see shifted frames."""
-    blocks: list[Any] = list(stage)
-    for block in blocks[::every]:
-        layers = dict(block.conv1.named_children())
-        block.conv1 = nn.Sequential(OrderedDict(shift=TimeShift(segments, shift_div), **layers))
+        """Float [N * S, C, H, W] -> float [N * S / 2, C, H, W]."""
+        return to_frames(F.max_pool3d(to_clips(x, self.segments), (3, 1, 1), (2, 1, 1), (1, 0, 0)))
 
 
 class FrameNonLocal(NonLocal):
@@ -121,24 +130,32 @@ class TSM(ResNet):
                 f"segments is {segments}, shift_div {shift_div}; needed: segments 1 or more, even with "
                 "temporal_pool, and shift_div 2 or more",
             )
-        stem, pool, stages, channels = trunk(depth, width)
-        later = segments // 2 if temporal_pool else segments  # frames of a pass from stage 2 on
-        every = 2 if len(stages[2]) >= 23 else 1
-        _shift_blocks(stages[0], every, segments, shift_div)
-        for stage in stages[1:]:
-            _shift_blocks(stage, every, later, shift_div)
+        layers, channels = frame_trunk(depth, width)
+        stages: Any = layers
+        every = 2 if len(stages["stage3"]) >= 23 else 1
+        trunk: dict[str, nn.Module] = {}
+        frames = segments  # of a pass, where we are
+        for name in layers:
+            if name == "stage2" and temporal_pool:
+                trunk["time_pool"] = TimePool(segments)
+                frames = segments // 2
+            if name.startswith("stage"):
+                for block in list(stages[name])[::every]:
+                    shift = TimeShift(frames, shift_div)
+                    block.conv1 = nn.Sequential(
+                        OrderedDict(shift=shift, **dict(block.conv1.named_children()))
+                    )
+            trunk[name] = layers[name]
         if non_local is not None:
             place_non_local(
-                stages,
+                trunk,
                 non_local_blocks,
-                lambda stage, c: FrameNonLocal(
-                    c, non_local, scale=non_local_scale, segments=later if stage > 1 else segments
+                lambda name, c: FrameNonLocal(
+                    c, non_local, scale=non_local_scale, segments=segments if name == "stage1" else frames
                 ),
             )
         super().__init__(
-            stem,
-            pool,
-            stages,
+            trunk,
             channels,
             num_classes,
             dropout=dropout,
@@ -155,23 +172,15 @@ class TSM(ResNet):
 
         T' is k * S, or half of it with temporal_pool.
         """
-        if clip.shape[2] % self.segments:
-            raise UsageError(
-                "CLIP_LENGTH",
-                f"a clip of {clip.shape[2]} frames came to a network of {self.segments} segments; "
-                "give a multiple, or create the model with segments=...",
-            )
-        x = self.stage1(self.pool(self.stem(to_frames(clip))))
-        if self.temporal_pool:
-            x = to_frames(F.max_pool3d(to_clips(x, self.segments), (3, 1, 1), (2, 1, 1), (1, 0, 0)))
-        maps: Tensor = self.stage4(self.stage3(self.stage2(x)))
-        return to_clips(maps, maps.shape[0] // clip.shape[0])
+        maps = self.trunk(to_frames(clip, self.segments))
+        return to_clips(maps, len(maps) // len(clip))
 
     def embed(self, clip: Tensor) -> Tensor:
         """Pooled vectors: float [B, 3, k * S, H, W] -> float [B * k, C], the passes of a sample in a row."""
-        frames = self.features(clip).mean(dim=(3, 4)).transpose(1, 2)
-        passes = clip.shape[0] * clip.shape[2] // self.segments
-        return frames.reshape(passes, -1, frames.shape[2]).mean(dim=1)
+        frames = self.trunk(to_frames(clip, self.segments)).mean(dim=(2, 3))
+        passes = len(clip) * clip.shape[2] // self.segments
+        vectors: Tensor = frames.view(passes, -1, frames.shape[1]).mean(dim=1)
+        return vectors
 
     def forward(self, clip: Tensor) -> Tensor:
         """Raw logits: float [B, 3, k * S, H, W] -> float [B * k, num_classes], rows as in `embed`.
@@ -179,7 +188,7 @@ class TSM(ResNet):
         For clips of S frames that is one row per clip. With k > 1 (several passes of one video handed over
         as one clip) the rows of a sample are averaged by whoever reads them, as upstream's head leaves it.
         """
-        frames = self.features(clip).mean(dim=(3, 4)).transpose(1, 2)
+        frames = self.trunk(to_frames(clip, self.segments)).mean(dim=(2, 3))
         logits: Tensor = self.head(self.dropout(frames))
-        passes = clip.shape[0] * clip.shape[2] // self.segments
-        return logits.reshape(passes, -1, self.num_classes).mean(dim=1)
+        passes = len(clip) * clip.shape[2] // self.segments
+        return logits.view(passes, -1, self.num_classes).mean(dim=1)

@@ -7,8 +7,7 @@ Shapes: B clips, C channels, T frames (the segments), H x W pixels.
 
 from torch import Tensor
 
-from marey.models.parts import ResNet
-from marey.models.resnet import to_clips, to_frames, trunk
+from marey.models.parts import ResNet, frame_trunk, to_clips, to_frames
 
 
 class TSN(ResNet):
@@ -35,7 +34,7 @@ class TSN(ResNet):
         partial_bn: bool = False,
     ) -> None:
         super().__init__(
-            *trunk(depth, width),
+            *frame_trunk(depth, width),
             num_classes,
             dropout=dropout,
             head_std=0.01,
@@ -47,4 +46,10 @@ class TSN(ResNet):
 
     def features(self, clip: Tensor) -> Tensor:
         """The map of every frame: float [B, 3, T, H, W] -> float [B, C, T, H/32, W/32]."""
-        return to_clips(super().features(to_frames(clip)), clip.shape[2])
+        return to_clips(self.trunk(to_frames(clip)), clip.shape[2])
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes]."""
+        frames = self.trunk(to_frames(clip)).mean(dim=(2, 3))
+        logits: Tensor = self.head(self.dropout(frames.view(len(clip), -1, frames.shape[1]).mean(dim=1)))
+        return logits

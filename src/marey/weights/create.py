@@ -1,17 +1,17 @@
 """A name, perhaps with weights, becomes a network that carries its preprocessing and class names."""
 
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from torch import Tensor, nn
 
-from marey.errors import UsageError, unknown
+from marey.errors import UsageError, WeightsError, unknown
 from marey.models import MODELS, build
 from marey.video.preprocess import Preprocess
-from marey.weights.load import class_count, load_weights
-from marey.weights.native import KEY, Card, load_checkpoint, read_card
+from marey.weights.load import HEAD, fill, recognise
+from marey.weights.native import Card, read_card
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
 
@@ -35,27 +35,36 @@ def create_model(
     torch's global generator. Raises UsageError for names and values that do not fit, with the nearest ones,
     and WeightsError as `load_weights` does.
     """
-    tensors, origin = None, None
-    if weights is not None:
-        tensors, origin = _read(weights)
-        if origin is not None and origin.model != name:
-            raise UsageError(
-                "WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}"
-            )
-        if num_classes is None:
-            num_classes = class_count(tensors)
-    given = {**origin.overrides, **overrides} if origin else overrides
-    model: Any = build(name, 400 if num_classes is None else num_classes, **given)
-    model.spec = {"name": name, "num_classes": model.num_classes, "overrides": given}
-    model.preprocess = origin.preprocess if origin else family_preprocess(name, getattr(model, "segments", 8))
-    if "segments" in overrides:
-        model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
-    model.class_names = None
-    if tensors is not None:
-        model.load_report = load_weights(model, tensors)
-        if origin and model.load_report.head == "loaded":
-            model.class_names = origin.class_names
-    network: nn.Module = model
+    if weights is None:
+        return _assemble(name, num_classes, None, None, overrides)
+    path = locate(weights)
+    tensors, metadata = read_weights(path)
+    origin = read_card(metadata, tensors, path) or RELEASES.get(path.stem)
+    if origin is not None and origin.model != name:
+        raise UsageError("WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}")
+    return _assemble(name, num_classes, tensors, origin, overrides)
+
+
+def open_model(source: str | os.PathLike[str]) -> nn.Module:
+    """The network of a checkpoint or a release (by name or file), in evaluation mode, ready to predict.
+
+    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. Raises
+    WeightsError: WEIGHTS_CARD where the file does not say which network it belongs to or contradicts itself,
+    and those of `load_weights`.
+    """
+    path = locate(source)
+    tensors, metadata = read_weights(path)
+    origin = read_card(metadata, tensors, path) or RELEASES.get(path.stem)
+    if origin is None:
+        raise WeightsError(
+            "WEIGHTS_CARD",
+            f"{str(path)!r} does not say which network it belongs to; marey.create_model(NAME, "
+            "weights=FILE) takes such files",
+        )
+    model: Any = _assemble(origin.model, None, tensors, origin, {})
+    if isinstance(origin, Card):
+        model.metadata = msgspec.to_builtins(origin)
+    network: nn.Module = model.eval()
     return network
 
 
@@ -66,22 +75,36 @@ def starting_preprocess(
     of the checkpoint or release, else that of the network's family."""
     if name not in MODELS:
         raise unknown("model", name, MODELS)
-    origin = None if weights is None else _read(weights)[1]
-    return origin.preprocess if origin else family_preprocess(name, segments)
+    if weights is not None:
+        path = locate(weights)
+        tensors, metadata = read_weights(path)
+        if origin := read_card(metadata, tensors, path) or RELEASES.get(path.stem):
+            return origin.preprocess
+    return family_preprocess(name, segments)
 
 
-def _read(weights: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Card | Release | None]:
-    """A file's tensors and, where it is a checkpoint or a release, what belongs to them."""
-    path = locate(weights)
-    tensors, metadata = read_weights(path)
-    return tensors, read_card(metadata[KEY], tensors, path) if KEY in metadata else RELEASES.get(path.stem)
-
-
-def open_model(source: str | os.PathLike[str]) -> nn.Module:
-    """The network of a checkpoint or a release (by name or file), in evaluation mode, ready to predict."""
-    path = Path(source)
-    if not path.exists():
-        path = locate(source)
-    if path.stem in RELEASES:
-        return create_model(RELEASES[path.stem].model, weights=path).eval()
-    return load_checkpoint(path)
+def _assemble(
+    name: str,
+    num_classes: int | None,
+    tensors: Mapping[str, Tensor] | None,
+    origin: Card | Release | None,
+    overrides: dict[str, Any],
+) -> nn.Module:
+    """The network, its weights if there are any, and what belongs to it."""
+    found = None if tensors is None else recognise(tensors)
+    if num_classes is None:
+        held = found.filled.get(HEAD[0]) if found else None
+        num_classes = len(tensors[held]) if tensors and held else 400
+    given = {**origin.overrides, **overrides} if origin else overrides
+    model: Any = build(name, num_classes, **given)
+    model.spec = {"name": name, "num_classes": num_classes, "overrides": given}
+    model.preprocess = origin.preprocess if origin else family_preprocess(name, getattr(model, "segments", 8))
+    if "segments" in overrides:
+        model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
+    model.class_names = None
+    if tensors is not None and found is not None:
+        model.load_report = fill(model, tensors, found)
+        if origin and model.load_report.head == "loaded":
+            model.class_names = origin.class_names
+    network: nn.Module = model
+    return network

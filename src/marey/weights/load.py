@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from marey.errors import WeightsError
 from marey.weights import openmmlab, torchvision
-from marey.weights.names import Match
+from marey.weights.names import Layout, Match
 from marey.weights.published import locate
 from marey.weights.reading import read_weights, unwrap
 
-LAYOUTS = {"mmaction2": openmmlab, "torchvision": torchvision}
+LAYOUTS: tuple[Layout, ...] = (openmmlab.LAYOUT, torchvision.LAYOUT)
 HEAD = ("head.weight", "head.bias")
 
 
@@ -51,40 +51,77 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str,
 
     Raises WeightsError: WEIGHTS_LAYOUT, WEIGHTS_MISMATCH, WEIGHTS_NOT_FINITE, and those of `read_weights`.
     """
-    tensors = (
-        unwrap(source, "the state_dict") if isinstance(source, Mapping) else read_weights(locate(source))[0]
-    )
-    own = model.state_dict()
-    kind, found, may_lack = "marey", Match(dict(zip(tensors, tensors, strict=True)), {}, {}, []), ()
-    for name, layout in LAYOUTS.items():
-        if not layout.SIGNS.isdisjoint(tensors):
-            kind, found, may_lack = name, layout.translate(tensors, model), layout.MAY_LACK
+    if isinstance(source, Mapping):
+        tensors = unwrap(source, "the state_dict")
+    else:
+        tensors, _ = read_weights(locate(source))
+    return fill(model, tensors, recognise(tensors))
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> Match:
+    """What a file's tensors are called here, by the layout that its names tell.
+
+    Raises WEIGHTS_MISMATCH where two of its names would fill one of ours.
+    """
+    for layout in LAYOUTS:
+        if not layout.signs.isdisjoint(tensors):
+            break
+    else:
+        return Match(None, dict(zip(tensors, tensors, strict=True)), {}, {}, [])
+    found = Match(layout, {}, {}, {}, [])
+    spelt = layout.spell(tensors) if layout.spell else {}
+    for theirs in tensors:
+        hits = []
+        for row in layout.rows:
+            if hit := row.theirs.fullmatch(spelt.get(theirs, theirs)):
+                hits.append((row, hit))
+        if len(hits) != 1:
+            found.unknown.append(theirs)
+            continue
+        row, hit = hits[0]
+        if row.ours is None:
+            found.left_out[theirs] = row.mark
+            continue
+        ours = row.ours.format(**hit.groupdict())
+        if ours in found.filled:
+            raise WeightsError(
+                "WEIGHTS_MISMATCH", f"{found.filled[ours]!r} and {theirs!r} of the file both mean {ours!r}"
+            )
+        found.filled[ours] = theirs
+        if row.mark:
+            found.marks[ours] = row.mark
+    return found
+
+
+def class_count(tensors: Mapping[str, Tensor]) -> int | None:
+    """Rows of the classifier that a file holds, or None where it holds none that could be used."""
+    held = recognise(tensors).filled.get(HEAD[0])
+    return None if held is None else len(tensors[held])
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadReport:
+    """Copy the recognised tensors into the network, as `load_weights` says."""
+    own, layout = model.state_dict(), found.layout
     if own.keys().isdisjoint(found.filled):
         names = ", ".join(map(repr, list(tensors)[:3]))
-        raise WeightsError(
-            "WEIGHTS_LAYOUT", f"no known layout names its tensors {names}; known: {[*LAYOUTS, 'marey']}"
-        )
-    values, left_out = _fit(own, tensors, found, may_lack)
+        known = [*dict.fromkeys(layout.source for layout in LAYOUTS), "marey"]
+        raise WeightsError("WEIGHTS_LAYOUT", f"no known layout names its tensors {names}; known: {known}")
+    if layout and layout.check:
+        layout.check(found, model)
+    values, left_out = _fit(own, tensors, found)
     for name, value in values.items():
         if not value.isfinite().all():
             raise WeightsError("WEIGHTS_NOT_FINITE", f"the file's {name!r} holds NaN or infinity")
     with torch.no_grad():
         for name, value in values.items():
             own[name].copy_(value)
+    source = layout.source if layout else "marey"
     fresh = tuple(sorted(own.keys() - values.keys()))
-    return LoadReport(kind, len(values), left_out, "fresh" if HEAD[0] in fresh else "loaded", fresh)
-
-
-def class_count(tensors: Mapping[str, Tensor]) -> int | None:
-    """Rows of the classifier that a file holds, or None where it holds none that could be used."""
-    for name in (HEAD[0], openmmlab.HEAD):
-        if name in tensors:
-            return len(tensors[name])
-    return None
+    return LoadReport(source, len(values), left_out, "fresh" if HEAD[0] in fresh else "loaded", fresh)
 
 
 def _fit(
-    own: dict[str, Tensor], tensors: dict[str, Tensor], found: Match, may_lack: tuple[str, ...]
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], found: Match
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The checked value of each of our tensors, and what of the file is left out and why."""
     values: dict[str, Tensor] = {}
@@ -107,29 +144,43 @@ def _fit(
         else:
             unfit.append(f"{theirs} {list(value.shape)} for {list(target.shape)}")
             values[ours] = target
-    no_head = values.keys().isdisjoint(HEAD)
+    may_lack = found.layout.may_lack if found.layout else ()
+    if values.keys().isdisjoint(HEAD):
+        may_lack += HEAD
     missing = []
     for name in own.keys() - values.keys():
-        may = name.endswith(".num_batches_tracked") or (no_head and name in HEAD)
-        if not may and not any(part in name for part in may_lack):
+        needed = not name.endswith(".num_batches_tracked")
+        for part in may_lack:
+            needed = needed and part not in name
+        if needed:
             missing.append(name)
     if missing or unexpected or unfit:
-        raise _mismatch(missing=missing, unexpected=unexpected, unfit=unfit)
+        raise _mismatch(own, found, missing=missing, unexpected=unexpected, unfit=unfit)
     return values, left_out
 
 
-def _mismatch(*, missing: list[str], unexpected: list[str], unfit: list[str]) -> WeightsError:
+def _mismatch(own: Mapping[str, Tensor], found: Match, **lists: list[str]) -> WeightsError:
     parts = []
-    for what, names in (
-        ("missing", missing),
-        ("unexpected", unexpected),
-        ("of another shape or kind", unfit),
-    ):
+    for what, names in lists.items():
+        what = "of another shape or kind" if what == "unfit" else what
         shown = ", ".join(name if name.isprintable() else ascii(name) for name in sorted(names)[:3])
         if names:
             parts.append(f"{len(names)} {what} ({shown[:300]}{', ...' if len(names) > 3 else ''})")
+    theirs, ours = _plan(found.filled), _plan(own)
+    differ = f"; the file is {theirs}, the network {ours}" if theirs != ours else ""
     return WeightsError(
         "WEIGHTS_MISMATCH",
-        f"the file does not fit the network; tensors: {'; '.join(parts)}; nothing was loaded. Create the "
-        "model that the file belongs to (depth, width, non_local=... and so on)",
+        f"the file does not fit the network; tensors: {'; '.join(parts)}{differ}; nothing was loaded. Create "
+        "the model that the file belongs to (depth, width, non_local=... and so on)",
     )
+
+
+def _plan(names: Mapping[str, Any]) -> str:
+    """What the names of a residual network tell of it: "CSN ip, 3 + 4 + 6 + 3 blocks"."""
+    blocks = {tuple(name.split(".")[1:3]) for name in names if name.startswith("trunk.stage")}
+    counts = [sum(stage == f"stage{number}" for stage, _ in blocks) for number in (1, 2, 3, 4)]
+    csn = ""
+    for mode, sign in (("CSN ir, ", "conv2.0"), ("CSN ip, ", "conv2.1")):
+        if f"trunk.stage1.0.{sign}.conv.weight" in names:
+            csn = mode
+    return f"{csn}{' + '.join(map(str, counts))} blocks"

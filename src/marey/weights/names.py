@@ -2,8 +2,8 @@
 
 A table is text, one row a line: their name, our name, and a mark where the tensor needs more than copying:
 
-    layer{s}.{b}.conv{i}.weight    stage{s}.{b}.conv{i}.conv.weight    inflate
-    fc.{p}                         -                                   ImageNet classifier
+    layer{s}.{b}.conv{i}.weight    trunk.stage{s}.{b}.conv{i}.conv.weight    inflate
+    fc.{p}                         -                                         ImageNet classifier
 
 `{x}` stands for (part of) one component of a name: letters, digits, `_`; `[x]` may be missing. `-` says that
 the tensor is known and left out, and why. Every tensor of a file is met by exactly one row, each of ours
@@ -11,10 +11,10 @@ filled at most once.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from marey.errors import WeightsError
+from torch import nn
 
 
 class Row(NamedTuple):
@@ -25,15 +25,36 @@ class Row(NamedTuple):
     mark: str
 
 
+class Layout(NamedTuple):
+    """How a project names the tensors of its files.
+
+    source    what reports call it
+    signs     every file of this layout has one of these names, and no file of a later layout has any
+    rows      its table
+    may_lack  parts of our names that a file need not fill
+    spell     their names as the table spells them, where rows alone cannot say it
+    check     raises where file and network differ in what their tensors do not show
+    """
+
+    source: str
+    signs: frozenset[str]
+    rows: tuple[Row, ...]
+    may_lack: tuple[str, ...] = ()
+    spell: Callable[[Collection[str]], dict[str, str]] | None = None
+    check: Callable[["Match", nn.Module], None] | None = None
+
+
 class Match(NamedTuple):
     """What became of the names of a file.
 
+    layout    the file's; None for our own
     filled    our name -> their name
     marks     our name -> mark of the row, where it has one
     left_out  their name -> why
     unknown   their names that no row meets
     """
 
+    layout: Layout | None
     filled: dict[str, str]
     marks: dict[str, str]
     left_out: dict[str, str]
@@ -51,26 +72,3 @@ def table(text: str) -> tuple[Row, ...]:
             Row(re.compile(pattern, re.ASCII), None if ours == "-" else ours, mark[0] if mark else "")
         )
     return tuple(rows)
-
-
-def match(rows: Iterable[Row], names: Iterable[str]) -> Match:
-    """Meet every name with its row; raises WEIGHTS_MISMATCH where two names would fill one of ours."""
-    found = Match({}, {}, {}, [])
-    for theirs in names:
-        hits = [(row, hit) for row in rows if (hit := row.theirs.fullmatch(theirs))]
-        if len(hits) != 1:
-            found.unknown.append(theirs)
-            continue
-        row, hit = hits[0]
-        if row.ours is None:
-            found.left_out[theirs] = row.mark
-            continue
-        ours = row.ours.format(**hit.groupdict())
-        if ours in found.filled:
-            raise WeightsError(
-                "WEIGHTS_MISMATCH", f"{found.filled[ours]!r} and {theirs!r} of the file both mean {ours!r}"
-            )
-        found.filled[ours] = theirs
-        if row.mark:
-            found.marks[ours] = row.mark
-    return found

@@ -15,8 +15,6 @@ from marey.errors import MareyError, UsageError, WeightsError
 from marey.files import replacing
 from marey.models import build
 from marey.video.preprocess import Preprocess
-from marey.weights.load import load_weights
-from marey.weights.reading import read_weights
 
 KEY = "marey"  # of the metadata entry that holds the card, as JSON
 FORMAT = 1
@@ -85,33 +83,17 @@ def save_checkpoint(
         safetensors.torch.save_file(tensors, part, metadata)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> nn.Module:
-    """The network of a checkpoint, in evaluation mode, with `preprocess`, `class_names`, `spec`, `metadata`.
+def read_card(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str | os.PathLike[str]
+) -> Card | None:
+    """The card of a checkpoint, or None where a file has none.
 
-    `metadata` is the Card as a plain dict. Raises WeightsError: WEIGHTS_CARD where the file is not one of
-    ours or contradicts itself, and those of `load_weights`.
+    It is checked against the file's tensors before a network is built from it; raises WEIGHTS_CARD.
     """
-    tensors, metadata = read_weights(path)
     if KEY not in metadata:
-        raise WeightsError(
-            "WEIGHTS_CARD",
-            f"{os.fspath(path)!r} does not say which network it belongs to; marey.create_model(NAME, "
-            "weights=FILE) takes such files",
-        )
-    card = read_card(metadata[KEY], tensors, path)
-    model: Any = build(card.model, card.num_classes, **card.overrides)
-    load_weights(model, tensors)
-    model.preprocess, model.class_names = card.preprocess, card.class_names
-    model.spec = {"name": card.model, "num_classes": card.num_classes, "overrides": card.overrides}
-    model.metadata = msgspec.to_builtins(card)
-    network: nn.Module = model.eval()
-    return network
-
-
-def read_card(text: str, tensors: Mapping[str, Tensor], where: str | os.PathLike[str]) -> Card:
-    """The card of a file, checked against the file's tensors before a network is built from it."""
+        return None
     try:
-        card = msgspec.json.decode(text, type=Card)
+        card = msgspec.json.decode(metadata[KEY], type=Card)
         with torch.device("meta"):  # takes no memory, whatever size the card claims
             shell = build(card.model, card.num_classes, **card.overrides).state_dict()
     except (msgspec.MsgspecError, MareyError, RuntimeError, TypeError) as error:

@@ -1,73 +1,66 @@
-"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM and SlowOnly, with or without non-local blocks, and CSN.
+"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM, SlowOnly, with or without non-local blocks, and CSN.
 
 Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
 weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
 around the block that a non-local block follows in TSM. The first two change what a network computes but not
-which tensors it holds, so they are compared with the model.
+which tensors it holds, so they are compared with the model. A backbone saved alone, as those that start CSN
+from other data sets, may come without `backbone.`.
 """
-
-from collections.abc import Collection
 
 from torch import nn
 
 from marey.errors import WeightsError
 from marey.models.tsm import TimeShift
-from marey.weights.names import Match, match, table
-
-SIGNS = {"backbone.conv1.conv.weight", "conv1.conv.weight"}  # the second where a backbone was saved alone
-HEAD = "cls_head.fc_cls.weight"
-MAY_LACK: tuple[str, ...] = ()
-
-TABLE = table("""
-    [backbone.]conv1.{u}.{p}                                          stem.{u}.{p}
-    [backbone.]layer{s}[.net].{b}[.block].conv{i}.{u}.{p}             stage{s}.{b}.conv{i}.{u}.{p}
-    [backbone.]layer{s}.{b}.conv2.{k}.{u}.{p}                         stage{s}.{b}.conv2.{k}.{u}.{p}
-    [backbone.]layer{s}[.net].{b}[.block].conv1.conv.net.{p}          stage{s}.{b}.conv1.conv.{p}    shifted
-    [backbone.]layer{s}[.net].{b}[.block].downsample.{u}.{p}          stage{s}.{b}.shortcut.{u}.{p}
-    [backbone.]layer{s}[.net].{b}.non_local_block.g[.0].conv.{p}      stage{s}.{b}.non_local.g.{p}
-    [backbone.]layer{s}[.net].{b}.non_local_block.phi[.0].conv.{p}    stage{s}.{b}.non_local.phi.{p}
-    [backbone.]layer{s}[.net].{b}.non_local_block.theta.conv.{p}      stage{s}.{b}.non_local.theta.{p}
-    [backbone.]layer{s}[.net].{b}.non_local_block.conv_out.{u}.{p}    stage{s}.{b}.non_local.out.{u}.{p}
-    cls_head.fc_cls.{p}                                               head.{p}
-    data_preprocessor.{p}                                             -     normalisation, part of Preprocess
-""")
+from marey.weights.names import Layout, Match, table
 
 
-def translate(names: Collection[str], model: nn.Module) -> Match:
-    """Our names for the file's; raises WEIGHTS_MISMATCH where file and model are different networks."""
-    found = match(TABLE, names)
+def check(found: Match, model: nn.Module) -> None:
+    """Raises WEIGHTS_MISMATCH where file and model shift, pool or attend in different places."""
     shifted, attending, in_file, pooled = set(), set(), set(), set()
     for name, module in model.named_modules():
         if isinstance(module, TimeShift):
             shifted.add(name.replace(".shift", ".conv.weight"))
         if name.endswith(".non_local"):
             attending.add(name)
-    for ours, theirs in found.filled.items():
-        if ".non_local." in ours:
-            in_file.add(ours.partition(".non_local.")[0] + ".non_local")
-        if ".net." in theirs.partition(".conv")[0]:
+    for here, there in found.filled.items():
+        if ".non_local." in here:
+            in_file.add(here.partition(".non_local.")[0] + ".non_local")
+        if ".net." in there.partition(".conv")[0]:
             pooled.add("stage2")
     halved = {"stage2"} if getattr(model, "temporal_pool", False) else set()
-    _compare(
-        "shifted in time",
-        set(found.marks),
-        shifted,
-        "tsm_* take TSM files, tsn_* TSN files, both 2D ones",
-    )
-    _compare("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit")
-    _compare("a non-local block", in_file, attending, "create the model with non_local=... to suit")
-    return found
-
-
-def _compare(what: str, in_file: set[str], in_model: set[str], advice: str) -> None:
-    if in_file != in_model:
-        raise WeightsError(
-            "WEIGHTS_MISMATCH",
-            f"file and network differ in what is {what}: {_some(in_file)} against {_some(in_model)}; "
-            + advice,
-        )
+    for what, theirs, ours, advice in (
+        ("shifted in time", set(found.marks), shifted, "tsm_* take TSM files, tsn_* TSN files, both 2D ones"),
+        ("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit"),
+        ("a non-local block", in_file, attending, "create the model with non_local=... to suit"),
+    ):
+        if theirs != ours:
+            raise WeightsError(
+                "WEIGHTS_MISMATCH",
+                f"file and network differ in what is {what}: {_some(theirs)} against {_some(ours)}; {advice}",
+            )
 
 
 def _some(names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:2])
     return f"{shown} and {len(names) - 2} more" if len(names) > 2 else shown or "nothing"
+
+
+TABLE = """
+    [backbone.]conv1.{u}.{p}                                  trunk.stem.{u}.{p}
+    [backbone.]layer{s}[.net].{b}[.block].conv{i}.{u}.{p}     trunk.stage{s}.{b}.conv{i}.{u}.{p}
+    [backbone.]layer{s}.{b}.conv2.{k}.{u}.{p}                 trunk.stage{s}.{b}.conv2.{k}.{u}.{p}
+    [backbone.]layer{s}[.net].{b}[.block].conv1.conv.net.{p}  trunk.stage{s}.{b}.conv1.conv.{p}    shifted
+    [backbone.]layer{s}[.net].{b}[.block].downsample.{u}.{p}  trunk.stage{s}.{b}.shortcut.{u}.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.g[.0].conv.{p}    trunk.stage{s}.{b}.non_local.g.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.phi[.0].conv.{p}  trunk.stage{s}.{b}.non_local.phi.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.theta.conv.{p}    trunk.stage{s}.{b}.non_local.theta.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.conv_out.{u}.{p}  trunk.stage{s}.{b}.non_local.out.{u}.{p}
+    cls_head.fc_cls.{p}                                       head.{p}
+    data_preprocessor.{p}                                     -     normalisation, part of Preprocess
+"""
+LAYOUT = Layout(
+    "mmaction2",
+    frozenset({"backbone.conv1.conv.weight", "conv1.conv.weight"}),
+    table(TABLE),
+    check=check,
+)

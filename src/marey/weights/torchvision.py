@@ -4,27 +4,35 @@ Source of the rules: open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/{res
 convolution gets the 2D weight at every step of its temporal kernel, divided by the kernel's length.
 """
 
-from collections.abc import Collection
-
 from torch import nn
 
-from marey.weights.names import Match, match, table
-
-SIGNS = {"bn1.weight"}
-HEAD = None  # the classifier of ImageNet is never used
-MAY_LACK = (".non_local.",)  # what a 2D file cannot hold
-
-TABLE = table("""
-    conv1.weight                        stem.conv.weight                      inflate
-    bn1.{p}                             stem.bn.{p}
-    layer{s}.{b}.conv{i}.weight         stage{s}.{b}.conv{i}.conv.weight      inflate
-    layer{s}.{b}.bn{i}.{p}              stage{s}.{b}.conv{i}.bn.{p}
-    layer{s}.{b}.downsample.0.weight    stage{s}.{b}.shortcut.conv.weight     inflate
-    layer{s}.{b}.downsample.1.{p}       stage{s}.{b}.shortcut.bn.{p}
-    fc.{p}                              -                                     classifier of ImageNet
-""")
+from marey.errors import WeightsError
+from marey.models.csn import CSN
+from marey.weights.names import Layout, Match, table
 
 
-def translate(names: Collection[str], model: nn.Module) -> Match:
-    """Our names for the file's; the same for every network."""
-    return match(TABLE, names)
+def check(_found: Match, model: nn.Module) -> None:
+    """Raises WEIGHTS_MISMATCH for CSN: no 2D convolution becomes a depthwise one."""
+    if isinstance(model, CSN):
+        raise WeightsError(
+            "WEIGHTS_MISMATCH",
+            "the file is a 2D ResNet, and CSN is never started from one: its 3x3x3 convolutions are "
+            "depthwise. Give a file of CSN, or train from scratch",
+        )
+
+
+LAYOUT = Layout(
+    "torchvision",
+    frozenset({"bn1.weight"}),
+    table("""
+        conv1.weight                        trunk.stem.conv.weight                      inflate
+        bn1.{p}                             trunk.stem.bn.{p}
+        layer{s}.{b}.conv{i}.weight         trunk.stage{s}.{b}.conv{i}.conv.weight      inflate
+        layer{s}.{b}.bn{i}.{p}              trunk.stage{s}.{b}.conv{i}.bn.{p}
+        layer{s}.{b}.downsample.0.weight    trunk.stage{s}.{b}.shortcut.conv.weight     inflate
+        layer{s}.{b}.downsample.1.{p}       trunk.stage{s}.{b}.shortcut.bn.{p}
+        fc.{p}                              -                                           classifier of ImageNet
+    """),
+    may_lack=(".non_local.",),  # what a 2D file cannot hold
+    check=check,
+)

@@ -5,7 +5,7 @@ import torch
 from torchvision.models import resnet18, resnet50
 
 from marey.models import build
-from marey.models.resnet import to_clips, to_frames
+from marey.models.parts import to_clips, to_frames
 from marey.weights.load import load_weights
 from tests.oracles import relative_error
 
@@ -50,9 +50,9 @@ def test_frames_come_from_a_permuted_clip_without_a_copy_and_stay_channels_last(
     assert torch.equal(to_clips(frames, 8), clip)
     assert to_clips(frames, 8).data_ptr() == pixels.data_ptr()
     model, formats = build("tsm_r18", 2, width=16).eval(), []
-    for stage in (model.stem, model.stage1, model.stage2, model.stage3, model.stage4):
+    for stage in model.trunk:
         stage.register_forward_hook(
             lambda _m, _i, out: formats.append(out.is_contiguous(memory_format=torch.channels_last))
         )
     model(clip)
-    assert formats == [True] * 5
+    assert formats == [True] * 6
