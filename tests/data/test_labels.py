@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from marey.classes import class_names
 from marey.data.labels import mirror_pairs, read_classes, targets
 from marey.errors import DataError
+from marey.video import synthetic
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_a_data_set_whose_names_ship_can_be_named_unless_a_file_is_called_so(tmp
 
 
 def test_classes_that_a_mirror_exchanges_are_found_by_their_names():
-    """Names of Something-Something and Jester; the published swaps are these pairs and no others."""
+    """Names of Something-Something and Jester; the rendered videos, which know what a mirror does to them."""
     names = [
         "Pulling something from left to right",
         "Pulling something from right to left",
@@ -79,7 +81,9 @@ def test_classes_that_a_mirror_exchanges_are_found_by_their_names():
         "Leaving brightly",
     ]
     assert mirror_pairs(names) == ((0, 1), (2, 3), (4, 6))
-    assert mirror_pairs(["left", "alright", "aleft"]) == ()
+    assert mirror_pairs(["left", "alright", "aleft", "right"]) == ((0, 3),)
+    assert mirror_pairs(synthetic.CLASSES) == synthetic.FLIP_LABELS
+    assert mirror_pairs(class_names("Kinetics-700")) == ()
 
 
 def test_a_missing_file_of_class_names_is_named(tmp_path):

@@ -85,18 +85,21 @@ def _names_of_json(file: Path, text: str) -> list[str]:
     raise DataError("LIST_FORMAT", f'class names {file}: expected a list of names or {{"name": label}}')
 
 
+_OTHER_SIDE = {"left": "right", "clockwise": "counterclockwise"}
+_OTHER_SIDE |= {b: a for a, b in _OTHER_SIDE.items()}
+_SIDE = re.compile(rf"(?<![a-z])({'|'.join(_OTHER_SIDE)})(?![a-z])")
+
+
 def mirror_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """The pairs of classes whose names differ by left and right alone: a mirror shows one as the other."""
+    """The pairs of classes that a mirror shows as each other, going by their names.
+
+    Two names are a pair when exchanging left and right, and clockwise and counterclockwise, in one gives the
+    other.
+    """
     label_of = {name.lower(): label for label, name in enumerate(names)}
-    pairs = set()
-    for name, label in label_of.items():
-        swapped = re.sub(r"\b(left|right)\b", lambda side: _OTHER_SIDE[side[0]], name)
-        other = label_of.get(swapped, label)
-        pairs |= {(min(label, other), max(label, other))} if other != label else set()
-    return tuple(sorted(pairs))
-
-
-_OTHER_SIDE = {"left": "right", "right": "left"}
+    mirrored = {_SIDE.sub(lambda side: _OTHER_SIDE[side[0]], name): label for name, label in label_of.items()}
+    pairs = ((label, mirrored[name]) for name, label in label_of.items() if name in mirrored)
+    return tuple((a, b) for a, b in pairs if a < b)
 
 
 def targets(labels: Sequence[int], num_classes: int, multi_label: bool) -> Tensor:
