@@ -1,0 +1,1 @@
+"""Published weight files, one module per family of networks; `marey.weights.published` finds them."""
