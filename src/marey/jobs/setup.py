@@ -10,16 +10,18 @@ import msgspec
 import torch
 from torch import nn
 
+from marey.data.labels import mirror_pairs
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
 from marey.models import MODELS
 from marey.recipes.schema import Data, Recipe
+from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model
 from marey.weights.load import LoadReport
 
 SPLITS = {  # how splits are called in lists and folders
     "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
+    "val": ("val", "valid", "validation", "validate"),
     "test": ("test", "testing"),
 }
 
@@ -86,7 +88,10 @@ def _paths(data: Data, training: bool) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def complete(recipe: Recipe, lists: Lists) -> Recipe:
-    """The recipe with everything filled in that the data decides: class count, kind of labels, full paths.
+    """The recipe with everything filled in that the data decides: class count, labels, full paths.
+
+    Where clips are mirrored and the recipe names no pairs of classes that a mirror exchanges, the class names
+    give them ("turn left", "turn right").
 
     Raises DataError LABEL_RANGE or LABEL_BASE when labels and class count disagree, LABEL_NAMES when the
     lists' names do, LABEL_COUNT for clips without a label.
@@ -100,15 +105,23 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     for clips in given:
         check_labels(clips, None if clips is lists.train and fixed is None else count)
     data = recipe.data
-    full = {
-        name: _full(getattr(data, name)) for name in ("train", "val", "test", "splits", "root", "classes")
-    }
+    full = {name: _full(getattr(data, name)) for name in ("train", "val", "test", "splits", "root")}
+    if data.classes is not None and Path(data.classes).exists():  # else a data set whose names ship
+        full["classes"] = _full(data.classes)
     several = any(clips.multi_label for clips in given)
     return msgspec.structs.replace(
         recipe,
         model=msgspec.structs.replace(recipe.model, num_classes=count, options=_segmented(recipe)),
         data=msgspec.structs.replace(data, multi_label=several, **full),
+        clips=_mirrored(recipe.clips, names),
     )
+
+
+def _mirrored(clips: Preprocess, names: Sequence[str] | None) -> Preprocess:
+    """The preprocessing with the pairs of classes that its flips exchange."""
+    if not clips.flip or clips.flip_labels or names is None:
+        return clips
+    return msgspec.structs.replace(clips, flip_labels=mirror_pairs(names))
 
 
 def _segmented(recipe: Recipe) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def train(
     run = Run(folder, quiet=not fabric.is_global_zero)
     _prepare(run, recipe, seed, deterministic)
     _say_rate(run, written, recipe, fabric.world_size)
+    _say_data(run, lists, recipe)
     workers = setup.decoding_workers(recipe.data)
     with Pool(workers, recipe.data.seconds) as pool, stop_signals() as stop:
         return Training(recipe, lists, fabric, run, pool, stop, seed).all_epochs(resume=resume)
@@ -427,6 +428,16 @@ def _prepare(run: Run, recipe: Recipe, seed: int, deterministic: bool) -> None:
     run.write_json(
         run.folder / "environment.json", {"seed": seed, "deterministic": deterministic} | environment()
     )
+
+
+def _say_data(run: Run, lists: setup.Lists, recipe: Recipe) -> None:
+    """Say what the lists left out, and which classes a mirror exchanges."""
+    for clips in lists.given():
+        for note in clips.notes:
+            run.say(f"{clips.name}: {note}")
+    if recipe.clips.flip_labels:
+        pairs = ", ".join(f"{a} and {b}" for a, b in recipe.clips.flip_labels)
+        run.say(f"mirrored clips exchange the labels {pairs}")
 
 
 def _say_rate(run: Run, written: Recipe, recipe: Recipe, world: int) -> None:

@@ -39,8 +39,8 @@ def scratch(model: str = "tsm_r18") -> Recipe:
         marey train scratch model.name=tsm_r18 data.train=LIST data.val=LIST
 
     A higher rate, little dropout and a small picture, so that a CPU will do. A mirror exchanges left and
-    right: where classes differ by it, name the pairs of labels (clips.flip_labels=[[0,1]]) or give
-    clips.flip=0.
+    right: pairs of classes whose names say so are exchanged with it; name others by their labels
+    (clips.flip_labels=[[0,1]]) or give clips.flip=0.
     """
     base = finetune(model)
     small = Protocol(crop=96)

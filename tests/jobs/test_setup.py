@@ -1,0 +1,38 @@
+"""What the data decides about a recipe: class names that ship, and labels that a mirror exchanges."""
+
+import pytest
+
+from marey.jobs.setup import complete, open_lists
+from marey.recipes.catalog import load_recipe
+
+
+def completed(tmp_path, rows, overrides):
+    (tmp_path / "train.csv").write_text(
+        "path,label\n" + "".join(f"{i}.mp4,{row}\n" for i, row in enumerate(rows))
+    )
+    recipe = load_recipe("finetune.finetune", {"data.train": str(tmp_path / "train.csv")} | overrides)
+    return complete(recipe, open_lists(recipe.data, training=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pairs"),
+    [
+        ({"clips.flip": 0.5}, ((1, 2),)),
+        ({"clips.flip": 0.5, "clips.flip_labels": [[0, 2]]}, ((0, 2),)),
+        ({"clips.flip": 0.0}, ()),
+    ],
+)
+def test_classes_called_left_and_right_are_exchanged_by_a_mirror_unless_the_recipe_says_which(
+    tmp_path, overrides, pairs
+):
+    recipe = completed(tmp_path, ["jump", "turn left", "turn right"], overrides)
+    assert recipe.clips.flip_labels == pairs
+    assert completed(tmp_path, ["0", "1", "2"], {"clips.flip": 0.5}).clips.flip_labels == ()
+
+
+def test_a_data_set_whose_names_ship_numbers_the_classes_and_stays_written_so(tmp_path):
+    recipe = completed(tmp_path, ["zumba", "abseiling"], {"data.classes": "Kinetics-400"})
+    assert (recipe.model.num_classes, recipe.data.classes) == (400, "Kinetics-400")
+    (tmp_path / "names.txt").write_text("zumba\nabseiling\n")
+    recipe = completed(tmp_path, ["zumba"], {"data.classes": str(tmp_path / "names.txt")})
+    assert (recipe.model.num_classes, recipe.data.classes) == (2, str(tmp_path / "names.txt"))
