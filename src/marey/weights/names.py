@@ -5,16 +5,16 @@ A table is text, one row a line: their name, our name, and a mark where the tens
     layer{s}.{b}.conv{i}.weight    trunk.stage{s}.{b}.conv{i}.conv.weight    inflate
     fc.{p}                         -                                         ImageNet classifier
 
-`{x}` stands for (part of) one component of a name: letters, digits, `_`; `[x]` may be missing. `-` says that
-the tensor is known and left out, and why. Every tensor of a file is met by exactly one row, each of ours
-filled at most once.
+`{x}` stands for (part of) one component of a name: letters, digits, `_`; `{x...}` for one or more of them;
+`[x]` may be missing. `-` says that the tensor is known and left out, and why. Every tensor of a file is met by
+exactly one row, each of ours filled at most once.
 """
 
 import re
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Row(NamedTuple):
@@ -34,6 +34,7 @@ class Layout(NamedTuple):
     may_lack  parts of our names that a file need not fill
     spell     their names as the table spells them, where rows alone cannot say it
     check     raises where file and network differ in what their tensors do not show
+    adapt     (mark, their value, ours, model) -> their value in our shape, for tensors whose row has a mark
     """
 
     source: str
@@ -42,6 +43,7 @@ class Layout(NamedTuple):
     may_lack: tuple[str, ...] = ()
     spell: Callable[[Collection[str]], dict[str, str]] | None = None
     check: Callable[["Match", nn.Module], None] | None = None
+    adapt: Callable[[str, Tensor, Tensor, nn.Module], Tensor] | None = None
 
 
 class Match(NamedTuple):
@@ -68,6 +70,7 @@ def table(text: str) -> tuple[Row, ...]:
         theirs, ours, *mark = line.split(maxsplit=2)
         pattern = re.sub(r"\\\[(.+?)\\\]", r"(?:\1)?", re.escape(theirs))
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\w+)", pattern)
+        pattern = re.sub(r"\\\{(\w+)\\\.\\\.\\\.\\\}", r"(?P<\1>[\\w.]+)", pattern)
         rows.append(
             Row(re.compile(pattern, re.ASCII), None if ours == "-" else ours, mark[0] if mark else "")
         )

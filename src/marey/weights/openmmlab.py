@@ -1,4 +1,4 @@
-"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM, SlowOnly, with or without non-local blocks, and CSN.
+"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM, SlowOnly, with or without non-local blocks, CSN, SlowFast.
 
 Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
 weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
@@ -55,12 +55,17 @@ TABLE = """
     [backbone.]layer{s}[.net].{b}.non_local_block.phi[.0].conv.{p}  trunk.stage{s}.{b}.non_local.phi.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.theta.conv.{p}    trunk.stage{s}.{b}.non_local.theta.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.conv_out.{u}.{p}  trunk.stage{s}.{b}.non_local.out.{u}.{p}
+    backbone.{w}_path.conv1.{u}.{p}                           trunk.stem.{w}.{u}.{p}
+    backbone.slow_path.conv1_lateral.conv.{p}                 trunk.stem.lateral.{p}
+    backbone.slow_path.layer{s}_lateral.conv.{p}              trunk.stage{s}.lateral.{p}
+    backbone.{w}_path.layer{s}.{b}.conv{i}.{u}.{p}            trunk.stage{s}.{w}.{b}.conv{i}.{u}.{p}
+    backbone.{w}_path.layer{s}.{b}.downsample.{u}.{p}         trunk.stage{s}.{w}.{b}.shortcut.{u}.{p}
     cls_head.fc_cls.{p}                                       head.{p}
     data_preprocessor.{p}                                     -     normalisation, part of Preprocess
 """
 LAYOUT = Layout(
     "mmaction2",
-    frozenset({"backbone.conv1.conv.weight", "conv1.conv.weight"}),
+    frozenset({"backbone.conv1.conv.weight", "conv1.conv.weight", "backbone.slow_path.conv1.conv.weight"}),
     table(TABLE),
     check=check,
 )
