@@ -78,7 +78,7 @@ def test_in_double_precision_there_is_no_difference_to_speak_of(name, overrides)
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_no_norm_is_left_and_every_convolution_is_channels_last(name):
-    model = build(name, 3, width=2)
+    model = build(name, 3, width=8)
     convolutions = sum(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules())
     copy = folded(model)
     assert not [m for m in copy.modules() if isinstance(m, _BatchNorm | nn.Conv2d | nn.Conv3d)]

@@ -30,6 +30,7 @@ from marey.metrics.mean_ap import (
     mmit_mean_average_precision,
 )
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
+from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
 from marey.training.distributed import gather, launch
@@ -62,15 +63,16 @@ def score_list(
     """Scores of every clip of the list, the same in every process and for any number of processes.
 
     The views of one clip go through the network together and apart from other clips, so that no score
-    depends on what else is in the list.
+    depends on what else is in the list. What runs is the network's folded copy.
     """
+    network = folded(model)
     mine = test_indices(len(clips), world=fabric.world_size, rank=fabric.global_rank)
     rows: list[tuple[int, np.ndarray | Failure]] = []
     for index, views in test_views(clips, mine, preprocess, protocol, pool=pool):
         if isinstance(views, MareyError):
             rows.append((index, Failure(index, clips[index].path, views.code, views.message)))
         else:
-            logits = view_logits(model, views, preprocess, fabric.device, views_per_forward)
+            logits = view_logits(network, views, preprocess, fabric.device, views_per_forward)
             scores = average_views(logits, preprocess.average, multi_label=multi_label).numpy()
             rows.append((index, scores))
         if progress is not None:
