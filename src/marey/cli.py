@@ -103,6 +103,61 @@ def predict(
 
 
 @app.command()
+def features(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the features and their index.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What `marey train` wrote, or a release's file.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
+    per: Annotated[
+        str, typer.Option(help="A row per clip, second or video, or per window: 2s, 0.5s, 1min.")
+    ] = "clip",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float32",
+    layout: Annotated[str, typer.Option("--format", help="safetensors, npz or parquet.")] = "safetensors",
+    layer: Annotated[str | None, typer.Option(help="A module's name; default: the pooled features.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the folder; skip what is finished.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; processes share the folder.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes; -1: one per core, at most eight.")] = -1,
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pooled features of videos as files with an index; a killed run continues with --resume."""
+    from marey.jobs.extract import extract_features
+    from marey.jobs.manifest import shard as part
+
+    if (checkpoint is None) == (model is None):
+        raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
+    rows: Any = per if per in ("clip", "video") else 1.0 if per == "second" else _seconds(per)
+    found = extract_features(
+        checkpoint or str(model),
+        sources,
+        out,
+        per=rows,
+        layer=layer,
+        dtype=dtype,  # type: ignore[arg-type]  # checked there
+        format=layout,  # type: ignore[arg-type]
+        resume=resume,
+        shard=None if shard is None else part(shard),
+        template=template,
+        device=device,
+        workers=workers,
+    )
+    _rows(found._asdict() | {"folder": str(found.folder)}, as_json)
+    if found.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
     overrides: Overrides = None,

@@ -77,7 +77,7 @@ def predict(
     for source in expand(names, template=template):
         try:
             with read_video(source.path, template=source.template) as video:
-                for start, end, part in _windows(video, network.preprocess, every, span):
+                for start, end, part in windows(video, network.preprocess, every, span):
                     protocol = network.preprocess.test if every is None else network.preprocess.val
                     views = network.preprocess.views(video, protocol, part)
                     logits = view_logits(network, views, network.preprocess, place, views_per_forward)
@@ -94,7 +94,7 @@ def predict(
             yield Prediction(source.name, code=error.code, message=error.message)
 
 
-def _windows(
+def windows(
     video: Video, preprocess: Preprocess, every: float | None, span: float | None
 ) -> Iterator[tuple[float, float, range]]:
     """(start, end, frame numbers) of the whole video, or of each window, in seconds from its first frame."""

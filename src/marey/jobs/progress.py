@@ -16,14 +16,16 @@ class Progress:
         self.what, self.quiet = what, quiet
         self.started = self.shown = time.monotonic()
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` items are finished."""
+    def __call__(self, done: float, total: int) -> None:
+        """Show that `done` of `total` items are finished; a fraction is an item's part."""
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if self.quiet or (done < total and now - self.shown < (0.2 if terminal else 10)):
             return
         self.shown = now
         rate = done / max(now - self.started, 1e-9)
-        text = f"{self.what} {done}/{total}  {rate:.1f}/s  left {duration((total - done) / max(rate, 1e-9))}"
+        shown = f"{done:.0f}" if done == int(done) else f"{done:.2f}"
+        speed = f"{rate:.1f}/s" if rate >= 1 or not done else f"{1 / rate:.1f} s each"
+        text = f"{self.what} {shown}/{total}  {speed}  left {duration((total - done) / max(rate, 1e-9))}"
         if terminal:
             print(f"\r\033[K{text}", end="\n" if done == total else "", file=sys.stderr, flush=True)
         else:

@@ -121,7 +121,7 @@ def check_same(folder: Path, recipe: Recipe) -> None:
     if not file.exists():
         return
     before, now = msgspec.json.decode(file.read_bytes()), msgspec.to_builtins(recipe)
-    changed = [key for key in _flat(now) if _flat(before).get(key) != _flat(now)[key]]
+    changed = [key for key in flat(now) if flat(before).get(key) != flat(now)[key]]
     if changed:
         raise UsageError(
             "RESUME_MISMATCH",
@@ -130,9 +130,10 @@ def check_same(folder: Path, recipe: Recipe) -> None:
         )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of dicts as one dict: dotted keys, values as JSON."""
     if not isinstance(tree, dict) or not tree:
         return {prefix: msgspec.json.encode(tree)}
     return {
-        k: v for key, value in tree.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()
+        k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()
     }

@@ -1,0 +1,350 @@
+"""`marey features`: videos in, pooled feature vectors out, a file per video and one index; resumable."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from marey.data.workers import Pool
+from marey.errors import EnvironmentFault, MareyError, UsageError, unknown
+from marey.jobs.check_files import stamp
+from marey.jobs.extract_files import Format, file_of, write_features, write_index
+from marey.jobs.interrupt import Interrupted, stop_signals
+from marey.jobs.manifest import Item, Manifest, Shard
+from marey.jobs.predict import windows
+from marey.jobs.progress import Progress
+from marey.jobs.setup import cores
+from marey.models.fold import folded
+from marey.video.preprocess import Preprocess, Protocol, Views, normalize
+from marey.video.reader import Video, read_video
+from marey.video.source import Source, expand
+from marey.weights.create import open_model
+from marey.weights.native import digest
+
+VERSION = 1  # of the features and the index; what another version made is not continued
+PIECE = 256  # frames that are read and held together, but at least one window's
+SECONDS = 600.0  # for one piece; a worker that takes longer is ended
+
+Dtype = Literal["float16", "float32"]
+Per = float | Literal["clip", "video"]
+Span = tuple[float, float, int]  # start and end in seconds from the first frame, frames
+
+
+class Extracted(NamedTuple):
+    """What an extraction did, and what its folder holds by now.
+
+    done, skipped, failed  videos of this run: finished now, finished before, not readable
+    rows, bad              of the index: vectors, and videos without any
+    """
+
+    folder: Path
+    done: int
+    skipped: int
+    failed: int
+    rows: int
+    bad: int
+
+
+def extract_features(
+    model: nn.Module | str | os.PathLike[str],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    per: Per = "clip",
+    layer: str | None = None,
+    dtype: Dtype = "float32",
+    format: Format = "safetensors",
+    resume: bool = False,
+    shard: Shard | None = None,
+    template: str | None = None,
+    device: str | None = None,
+    workers: int = -1,
+    views_per_forward: int = 10,
+    quiet: bool = False,
+) -> Extracted:
+    """Pooled features of each video: a file per video in the folder `out`, and `index.jsonl` over them all.
+
+    model    a network made by `create_model`, a checkpoint that `marey train` wrote, or a release's name
+    sources  as for `predict`; a video that is named twice is read once
+    per      "clip": a row per clip of the network's test protocol, the mean of its crops; "video": one row,
+             the mean of all views of the test protocol; a number: a row per window of so many seconds (and at
+             least one clip of the network), the mean of the views of the validation protocol
+    layer    None: `model.embed`; else a module's name, whose output is averaged over time and space
+    dtype    what is stored; the network computes in float32
+    resume   continue the folder: videos that are finished and unchanged are skipped, failed ones tried again
+    shard    only this part of the videos; several processes may fill one folder, so it implies `resume`
+    workers  decoding processes; -1: one per core, at most eight; 0: this one decodes
+    quiet    no progress and no failures on stderr
+
+    A video that cannot be read gets a line with its error code in the index. The rows of a video depend on no
+    other video, and not on workers, shards or interruptions. Raises UsageError PER, LAYER, UNKNOWN_NAME,
+    FOLDER_USED and RESUME_MISMATCH (other weights or settings made the folder), and Interrupted after SIGINT,
+    SIGTERM or SIGUSR1, when all that is finished is saved and in the index.
+    """
+    _check(per, dtype, format)
+    network: Any = model if isinstance(model, nn.Module) else open_model(model)
+    embedding = Embedding(network, layer, device, views_per_forward)
+    about = {
+        "model": (network.spec or {}).get("name", type(network).__name__),
+        "weights_sha256": digest({name: value.cpu() for name, value in network.state_dict().items()}),
+        "layer": layer or "embed",
+        "per": per,
+        "dtype": dtype,
+    }
+    settings = about | {
+        "version": VERSION,
+        "format": format,
+        "template": template,
+        "options": (network.spec or {}).get("overrides", {}),
+        "preprocess": msgspec.to_builtins(network.preprocess),
+    }
+    manifest = Manifest(out, "features", settings, resume=resume or shard is not None)
+    found = _sources(sources, template)
+    items = [Item(path, stamp(path)) for path in found if shard is None or shard.holds(path)]
+    waiting = manifest.waiting(items)
+    tasks = (Task(item.key, found[item.key].template, network.preprocess, per) for item in waiting)
+    ended, failed, progress = 0, 0, Progress("features", quiet=quiet)
+    with Pool(cores() if workers < 0 else workers, SECONDS) as pool, stop_signals() as stop:
+        opened = pool.run(open_video, tasks, prefetch=pool.workers + 1)
+        for item, (_, video) in zip(waiting, opened, strict=True):
+            name = {"source": found[item.key].name}
+            try:
+                rows = Rows(dtype)
+                for piece, share in _pieces(video, pool):
+                    rows.add(piece, embedding(piece.views), mean=per != "clip")
+                    if share < 1:
+                        progress(ended + share, len(waiting))
+                    if stop.is_set():
+                        break
+                if share < 1:  # stopped midway
+                    break
+                file = file_of(item.key, format)
+                write_features(manifest.folder / file, rows.features(), rows.seconds(), name | about, format)
+                manifest.add(item, file=file, result=name | {"spans": rows.spans, "notes": piece.notes})
+            except MareyError as error:
+                if isinstance(error, UsageError | EnvironmentFault):
+                    raise
+                manifest.add(item, code=error.code, message=error.message, result=name)
+                failed += 1
+                if not quiet:
+                    print(f"{name['source']}: {error.code}: {error.message}", file=sys.stderr)
+            ended += 1
+            progress(ended, len(waiting))
+            if stop.is_set():
+                break
+    vectors, bad = write_index(manifest, manifest.folder / "index.jsonl")
+    if ended < len(waiting):
+        raise Interrupted(
+            "INTERRUPTED",
+            f"stopped after {ended} of {len(waiting)} videos, which are saved; continue with --resume",
+        )
+    return Extracted(manifest.folder, ended - failed, len(items) - len(waiting), failed, vectors, bad)
+
+
+def _check(per: Per, dtype: str, format: str) -> None:
+    if isinstance(per, str) and per not in ("clip", "video"):
+        raise unknown("kind of row", per, ("clip", "video"))
+    if not isinstance(per, str) and not per > 0:
+        raise UsageError("PER", f"windows must last more than 0 seconds, not {per}")
+    for name, value, known in (("dtype", dtype, get_args(Dtype)), ("format", format, get_args(Format))):
+        if value not in known:
+            raise unknown(name, value, known)
+
+
+def _sources(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], template: str | None
+) -> dict[str, Source]:
+    """What is named, by full path, each once."""
+    names = [sources] if isinstance(sources, str | os.PathLike) else sources
+    found: dict[str, Source] = {}
+    for source in expand([os.fspath(name) for name in names], template):
+        found.setdefault(os.path.abspath(source.path), source)  # noqa: PTH100 - a link stays a link
+    return found
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A video to open."""
+
+    path: str
+    template: str | None
+    preprocess: Preprocess
+    per: Per
+
+    @property
+    def protocol(self) -> Protocol:
+        """How a window becomes views."""
+        return self.preprocess.test if isinstance(self.per, str) else self.preprocess.val
+
+
+class Piece(NamedTuple):
+    """Some windows of a video, read: the views of each, the rows they make, and notes on the file."""
+
+    views: list[Views]
+    spans: list[Span]
+    notes: tuple[str, ...]
+
+
+class Rest(NamedTuple):
+    """Windows of a measured video that are to be read: (start, end, frame numbers) of each."""
+
+    task: Task
+    video: Video
+    windows: list[tuple[float, float, range]]
+
+    @property
+    def path(self) -> str:
+        """What errors name."""
+        return self.task.path
+
+
+class Opened(NamedTuple):
+    """A measured video: its first piece, and those that follow."""
+
+    first: Piece
+    rest: list[Rest]
+
+
+def open_video(task: Task) -> Opened:
+    """Measure a video, lay its windows and read the first ones. Raises MediaError."""
+    folder = os.path.isdir(task.path)  # noqa: PTH112 - bytes that are no text stay as they are
+    with read_video(task.path, template=task.template if folder else None) as video:
+        laid = list(windows(video, task.preprocess, None if isinstance(task.per, str) else task.per, None))
+        frames = task.preprocess.pick_test(len(laid[0][2]), task.protocol, video.fps).size
+        step = max(1, PIECE // frames)
+        parts = [Rest(task, video, laid[start : start + step]) for start in range(0, len(laid), step)]
+        return Opened(read_piece(parts[0]), parts[1:])
+
+
+def read_piece(part: Rest) -> Piece:
+    """Read the views of some windows. Raises MediaError."""
+    task = part.task
+    with part.video as video:
+        views = [task.preprocess.views(video, task.protocol, frames) for _, _, frames in part.windows]
+        spans = [(start, end, len(frames)) for start, end, frames in part.windows]
+        if task.per == "clip":
+            spans = _clips(views[0], video)
+        return Piece(views, spans, tuple(f"{note.code}: {note.text}" for note in video.notes))
+
+
+def _clips(views: Views, video: Video) -> list[Span]:
+    """Where the clips of a whole video's views lie."""
+    times = np.append(video.timestamps - video.timestamps[0], video.seconds)
+    numbers = [np.unique(views.numbers[clip]) for clip in views.index]
+    return [(float(times[n[0]]), float(times[n[-1] + 1]), len(n)) for n in numbers]
+
+
+def _pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, float]]:
+    """The pieces of a video, and how much of it is read with each, 0..1. Raises its MediaError."""
+    if isinstance(video, MareyError):
+        raise video
+    count = 1 + len(video.rest)
+    yield video.first, 1 / count
+    for number, (_, piece) in enumerate(pool.run(read_piece, video.rest, prefetch=pool.workers + 1), 2):
+        if isinstance(piece, MareyError):
+            raise piece
+        yield piece, number / count
+
+
+# Embedding --------------------------------------------------------------------------------------------
+
+
+class Embedding:
+    """Views in, vectors out: the network's `embed`, or the pooled output of one of its modules.
+
+    Raises UsageError UNKNOWN_NAME for a module that is not there, LAYER for one that gives no vectors.
+    """
+
+    def __init__(self, network: Any, layer: str | None, device: str | None, chunk: int) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.preprocess, self.layer, self.chunk = network.preprocess, layer, chunk
+        names = [name for name, _ in network.named_modules() if name]
+        if layer is not None and layer not in names:
+            raise unknown("layer", layer, names)
+        # a folded copy has other modules, so only the pooled features come from one
+        self.network: Any = (folded(network) if layer is None else network.eval()).to(self.device)
+
+    @torch.inference_mode()
+    def __call__(self, windows: Sequence[Views]) -> list[Tensor]:
+        """Vectors of each window's views, float32 [V, C] on the CPU; `chunk` views go through at once."""
+        singles = (views.batch(i, i + 1) for views in windows for i in range(len(views)))
+        rows = []
+        while part := list(islice(singles, self.chunk)):
+            clips = normalize(torch.cat(part).to(self.device), self.preprocess)
+            rows.append(self.vectors(clips).float().cpu())
+        return list(torch.split(torch.cat(rows), [len(views) for views in windows]))
+
+    def vectors(self, clips: Tensor) -> Tensor:
+        """Float [B, 3, T, H, W] -> float [B, C]; the passes of a clip (TSM) are averaged."""
+        if self.layer is None:
+            found: Tensor = self.network.embed(clips)
+            return _pooled(found, len(clips))
+        taken: list[Tensor] = []
+
+        def take(_: nn.Module, __: object, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() < 2 or len(output) % len(clips):
+                raise UsageError("LAYER", f"layer {self.layer!r} gives no vectors; name another")
+            taken.append(_pooled(output, len(clips)))  # at once: the next module may write over it
+
+        hook = self.network.get_submodule(self.layer).register_forward_hook(take)
+        try:
+            self.network(clips)
+        finally:
+            hook.remove()
+        if not taken:
+            raise UsageError("LAYER", f"layer {self.layer!r} is not used in a forward pass; name another")
+        return taken[-1]
+
+
+def _pooled(output: Tensor, clips: int) -> Tensor:
+    """[B * k, C], [B * k, tokens, C] or [B * k, C, (T,) H, W] -> [B, C], the mean of everything else.
+
+    k counts what a 2D network makes of a clip: its frames, or its passes.
+    """
+    rows = output.mean(1) if output.dim() == 3 else output.flatten(2).mean(2) if output.dim() > 3 else output
+    return rows.reshape(clips, -1, rows.shape[1]).mean(1)
+
+
+class Rows:
+    """The rows of one video, as they will be stored."""
+
+    def __init__(self, dtype: Dtype) -> None:
+        self.dtype = dtype
+        self.spans: list[Span] = []
+        self.parts: list[NDArray[Any]] = []
+
+    def add(self, piece: Piece, vectors: list[Tensor], *, mean: bool) -> None:
+        """Take the rows of a piece: a mean per window, or one per clip of the only window.
+
+        Raises MareyError FEATURES_NOT_FINITE.
+        """
+        if mean:
+            rows = torch.stack([views.mean(0) for views in vectors])
+        else:  # view = crop * clips + clip
+            rows = vectors[0].reshape(-1, len(piece.spans), vectors[0].shape[1]).mean(0)
+        with np.errstate(over="ignore"):
+            stored = rows.numpy().astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise MareyError(
+                "FEATURES_NOT_FINITE", f"features are NaN, or too large for {self.dtype}; nothing is stored"
+            )
+        self.parts.append(stored)
+        self.spans += piece.spans
+
+    def features(self) -> NDArray[Any]:
+        """[rows, C]."""
+        return np.concatenate(self.parts)
+
+    def seconds(self) -> NDArray[np.float64]:
+        """[rows, 2], start and end of each."""
+        return np.array([span[:2] for span in self.spans])
