@@ -40,6 +40,14 @@ def drawn_input(shape, seed):
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
+def drawn_case(case):
+    """The drawn tensors of a case's file by name, and its input as our networks take it: [B, 3, T, H, W]."""
+    table = mmaction_table(**case["table"])
+    assert checksum(table) == case["table_crc32"]
+    clip = drawn_input(case["input"]["shape"], case["input"]["seed"])
+    return filled(table, case["salt"]), clip.transpose(1, 2) if case["input"]["frames_first"] else clip
+
+
 def relative_error(got, want):
     """Euclidean distance over the length of what is wanted, in float64."""
     got, want = torch.as_tensor(got).double().flatten(), torch.as_tensor(want).double().flatten()

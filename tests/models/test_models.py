@@ -11,11 +11,8 @@ from marey.errors import UsageError
 from marey.models import MODELS, build, list_models
 from marey.weights.load import load_weights
 from tests.oracles import (
-    checksum,
-    drawn_input,
-    filled,
+    drawn_case,
     load_case,
-    mmaction_table,
     relative_error,
 )
 
@@ -26,12 +23,10 @@ SMALL = {"width": 8}
 
 def case_model(case):
     """The network of a case with its drawn weights, and its input as our networks take it."""
-    table = mmaction_table(**case["table"])
-    assert checksum(table) == case["table_crc32"]
+    weights, clip = drawn_case(case)
     model = build(case["model"], **case["overrides"]).eval()
-    load_weights(model, filled(table, case["salt"]))
-    clip = drawn_input(case["input"]["shape"], case["input"]["seed"])
-    return model, clip.transpose(1, 2) if case["input"]["frames_first"] else clip
+    load_weights(model, weights)
+    return model, clip
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)

@@ -15,6 +15,7 @@ from tests.oracles import (
     BLOCKS,
     ZOO_NON_LOCAL,
     checksum,
+    drawn_case,
     drawn_input,
     filled,
     load_case,
@@ -53,7 +54,7 @@ def refused(model, weights, code="WEIGHTS_MISMATCH"):
 @torch.inference_mode()
 def test_a_published_network_computes_the_same_from_every_wrapping(tmp_path, wrap, legacy):
     case = load_case(CASES / "tsm_temporal_pool_r50_8seg.json")
-    weights = filled(mmaction_table(**case["table"]), case["salt"])
+    weights, clip = drawn_case(case)
     torch.save(
         wrap(weights), tmp_path / "file.pth", pickle_module=AsNamed if wrap is as_1x else pickle,
         _use_new_zipfile_serialization=not legacy,
@@ -62,7 +63,6 @@ def test_a_published_network_computes_the_same_from_every_wrapping(tmp_path, wra
     report = load_weights(model, tmp_path / "file.pth")
     assert (report.source, report.loaded, report.head, report.left_out, report.fresh) == (
         "mmaction2", len(weights), "loaded", {}, ())  # fmt: skip
-    clip = drawn_input(case["input"]["shape"], case["input"]["seed"]).transpose(1, 2)
     assert relative_error(model(clip), case["logits"]) < 1e-5
 
 
