@@ -24,8 +24,8 @@ CELL = 32  # pixels of a clip's side that one position of the last map stands fo
 class Style(NamedTuple):
     """What a code base does its own way.
 
-    lateral  the convolution from fast to slow: "norm" with batch norm and ReLU, "plain" alone, "bias" with bias
-    spread   the slow pathway's frames lie evenly from the first to the last; else every alpha-th from the first
+    lateral  the convolution from fast to slow: "norm" with batch norm and ReLU, "plain", or "bias" with bias
+    spread   the slow pathway's frames lie evenly from first to last; else every alpha-th from the first
     joined   the pathways whose pooled channels are classified, in order: 0 slow, 1 fast
     padding  of the pooling after the stem
     dilated  stage 4 keeps H and W; its 3x3 convolutions reach 2 apart
@@ -69,8 +69,8 @@ class SlowFast(ResNet):
 
     depth            50, 101 or 152
     num_classes      rows of the classifier
-    style            "pyslowfast", "mmaction2" or "alphaction": whose details (lateral connections, frames of the
-                     slow pathway, order of the classifier's channels, last stage); see `Style`
+    style            "pyslowfast", "mmaction2" or "alphaction": whose details (lateral connections, frames of
+                     the slow pathway, order of the classifier's channels, last stage); see `Style`
     alpha            frames of the fast pathway for one of the slow one; T must be a multiple of it
     beta             width of the slow pathway over that of the fast one
     lateral_kernel   length in time of the lateral convolutions, odd
@@ -107,7 +107,12 @@ class SlowFast(ResNet):
     ) -> None:
         if style not in STYLES:
             raise unknown("style of SlowFast", style, get_args(Source), "BAD_VALUE")
-        if alpha < 1 or lateral_kernel % 2 == 0 or not 1 <= beta <= width or len(temporal_blocks) not in (0, 4):
+        if (
+            alpha < 1
+            or lateral_kernel % 2 == 0
+            or not 1 <= beta <= width
+            or len(temporal_blocks) not in (0, 4)
+        ):
             raise UsageError(
                 "BAD_VALUE",
                 f"alpha is {alpha}, lateral_kernel {lateral_kernel}, beta {beta}, temporal_blocks "
@@ -121,16 +126,14 @@ class SlowFast(ResNet):
             if chosen.lateral == "norm":
                 return unit(channels, 2 * channels, kernel, stride)
             padding = (lateral_kernel // 2, 0, 0)
-            conv = nn.Conv3d(
-                channels, 2 * channels, kernel, stride, padding, bias=chosen.lateral == "bias"
-            )
+            conv = nn.Conv3d(channels, 2 * channels, kernel, stride, padding, bias=chosen.lateral == "bias")
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             return conv
 
         stems = [unit(3, width, (1, 7, 7), (1, 2, 2)), unit(3, fast_width, (5, 7, 7), (1, 2, 2))]
         for stem in stems:
             stem.add_module("pool", nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, chosen.padding, chosen.padding)))
-        trunk: dict[str, nn.Module] = {"stem": Stage(*stems, lateral(fast_width))}
+        trunk: dict[str, nn.Module] = {"stem": Stage(stems[0], stems[1], lateral(fast_width))}
         slow_plan, fast_plan = plan(depth, width), plan(fast_depth or depth, fast_width)
         told = 2 * fast_width  # channels that the slow pathway gets from the fast one
         for number, name in enumerate(slow_plan):
@@ -161,17 +164,17 @@ class SlowFast(ResNet):
         if 1 not in chosen.joined:
             trunk["stage4"].fast.requires_grad_(False)  # type: ignore[union-attr]
 
-    def features(self, clip: Tensor) -> Pair:  # type: ignore[override]
-        """Both maps before pooling, float [B, 3, T, H, W] -> [B, C, T / alpha, H', W'] and [B, C / beta, T, H', W'].
+    def features(self, clip: Tensor) -> Pair:
+        """The slow and the fast map before pooling.
 
-        H' and W' are 1/32 of the clip's, in style "alphaction" 1/16. Raises UsageError CLIP_LENGTH where T is
-        no multiple of alpha.
+        Float [B, 3, T, H, W] -> float [B, C, T / alpha, H', W'] and [B, C / beta, T, H', W']; H' and W' are 1/32
+        of the clip's, in style "alphaction" 1/16. Raises UsageError CLIP_LENGTH where alpha does not divide T.
         """
         frames = clip.shape[2]
         if frames % self.alpha:
             raise UsageError(
                 "CLIP_LENGTH",
-                f"a clip of {frames} frames came to a SlowFast network of alpha {self.alpha}; give a multiple",
+                f"a clip of {frames} frames came to a SlowFast of alpha {self.alpha}; give a multiple",
             )
         if self.chosen.spread:
             slow = clip[:, :, torch.linspace(0, frames - 1, frames // self.alpha).long().tolist()]
@@ -181,7 +184,7 @@ class SlowFast(ResNet):
         return maps
 
     def embed(self, clip: Tensor) -> Tensor:
-        """The pooled vector, the pathways in the order of the style: float [B, 3, T, H, W] -> float [B, C]."""
+        """The pooled vector, pathways in the order of the style: float [B, 3, T, H, W] -> float [B, C]."""
         maps = self.features(clip)
         return torch.cat([maps[path].mean(dim=(2, 3, 4)) for path in self.chosen.joined], dim=1)
 
@@ -196,7 +199,10 @@ class SlowFast(ResNet):
         return logits.log_softmax(2).logsumexp(1) - torch.tensor(logits.shape[1]).log().item()
 
     def places(self, clip: Tensor) -> Tensor:
-        """Raw logits of every place of a window of `crop`, row by row: [B, 3, T, H, W] -> [B, places, num_classes]."""
+        """Raw logits of every place that a window of `crop` finds, row by row.
+
+        Float [B, 3, T, H, W] -> float [B, places, num_classes].
+        """
         maps = self.features(clip)
         pooled = []
         for path in self.chosen.joined:

@@ -2,8 +2,8 @@
 
 Source: MVIG-SJTU/AlphAction@4ea202d7:alphaction/modeling/backbone/slowfast.py and
 Andy1621/Nightcrawler@259fa5b9:slowfast/models/sf.py. AlphAction's own files put `backbone.` before the names
-and hold a classifier of Kinetics-700 that Nightcrawler drops. Stages are called res_nl1 to res_nl4; the lateral
-convolution `Tconv1` stands after the stem.
+and hold a classifier of Kinetics-700 that Nightcrawler drops. Stages are called res_nl1 to res_nl4; the
+lateral convolution `Tconv1` stands after the stem.
 """
 
 from marey.weights.names import Layout, table
@@ -20,8 +20,5 @@ TABLE = """
     projection.{p}                     head.{p}
     cls_head.pred.{p}                  -       AlphAction's classifier, which is not part of this network
 """
-LAYOUT = Layout(
-    "alphaction",
-    frozenset({"slow.res_nl1.res_0.btnk.conv1.conv.weight", "backbone.slow.res_nl1.res_0.btnk.conv1.conv.weight"}),
-    table(TABLE),
-)
+SIGN = "slow.res_nl1.res_0.btnk.conv1.conv.weight"
+LAYOUT = Layout("alphaction", frozenset({SIGN, f"backbone.{SIGN}"}), table(TABLE))

@@ -1,9 +1,9 @@
 """Names of PySlowFast files: SlowFast and Slow, as PyTorch (.pyth) and as Caffe2 (.pkl) files call tensors.
 
-Source: facebookresearch/SlowFast@287ec007:slowfast/models and slowfast/utils/c2_model_loading.py. Stages count
-from 2 there. Names of Caffe2 are spelt as PyTorch's before the table is read; its variance is called `riv`, its
-tensors have no axes of length 1 at the end, and the solver's numbers lie beside them. Files of networks with
-sub-batch norms have the names of ordinary ones.
+Source: facebookresearch/SlowFast@287ec007:slowfast/models and slowfast/utils/c2_model_loading.py. Stages
+count from 2 there. Names of Caffe2 are spelt as PyTorch's before the table is read; its variance is called
+`riv`, its tensors have no axes of length 1 at the end, and the solver's numbers lie beside them. Files of
+networks with sub-batch norms have the names of ordinary ones.
 """
 
 import re
