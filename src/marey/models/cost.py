@@ -13,6 +13,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from marey.models.shell import ShapesOnly
+
 
 def macs(model: nn.Module, shape: Sequence[int]) -> int:
     """Multiply-adds of one forward pass, in evaluation mode.
@@ -31,7 +33,7 @@ def macs(model: nn.Module, shape: Sequence[int]) -> int:
     try:
         for module in modes:
             module.training = False
-        with torch.no_grad(), counter:
+        with torch.no_grad(), counter, ShapesOnly():
             functional_call(model, shells, (clip,))
     finally:
         for module, mode in modes.items():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from marey.errors import UsageError, WeightsError, nearest
 from marey.video.preprocess import Preprocess
+from marey.weights.download import download
 from marey.weights.release import STAMP, clip
 from marey.weights.release import Release as Release  # part of this module's interface
 from marey.weights.releases import csn, r2plus1d, slowonly, tsm, tsn
@@ -65,8 +66,8 @@ def cached(name: str) -> Path:
 def locate(source: str | os.PathLike[str]) -> Path:
     """The file that is meant: itself, or that of a release, in the cache folder and with the right hash.
 
-    Raises UsageError UNKNOWN_NAME with the nearest releases; WeightsError WEIGHTS_OFFLINE with what to fetch
-    from where to where, or WEIGHTS_HASH.
+    A release that is not there yet is fetched, and a line on stderr tells of it. Raises UsageError
+    UNKNOWN_NAME with the nearest releases; WeightsError WEIGHTS_HASH; and what `download` raises.
     """
     path, text = Path(source), os.fspath(source)
     if path.exists() or len(path.parts) > 1 or path.suffix in (".pth", ".pt", ".pkl", ".safetensors"):
@@ -80,12 +81,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
         )
     file, known = cached(name), checksum(name)
     if not file.exists():
-        hint = f" (sha256 begins with {known})" if known else ""
-        raise WeightsError(
-            "WEIGHTS_OFFLINE",
-            f"{file.name} is not in the cache: get {url(name)}{hint} and put it at {str(file)!r}; "
-            "MAREY_CACHE names another folder",
-        )
+        download(url(name), file, known)
+        return file
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if known and not found.startswith(known):
