@@ -24,6 +24,7 @@ from marey.jobs.interrupt import Interrupted, stop_signals
 from marey.jobs.progress import Window, duration
 from marey.jobs.report import write_report
 from marey.jobs.runs import Run, check_same, last_run, new_run
+from marey.models.recompute import recompute_blocks
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
 from marey.training.adapt import recompute_batch_norm
@@ -125,6 +126,8 @@ class Training:
         network, report = setup.build_model(recipe, seed)
         if report is not None:
             run.say(report.summary())
+        if self.plan.checkpoint_activations:
+            recompute_blocks(network)
         self.network = network
         self.model, self.optimizer = fabric.setup(network, build_optimizer(network, self.plan.optimizer))
         self.epoch, self.step = 0, 0

@@ -73,6 +73,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     label_smoothing  share of the target that is spread over all classes (one label per clip)
     precision        "32", or "bf16" autocast
     class_weights    "balanced": loss weights inverse to the classes' counts
+    checkpoint_activations  residual blocks run again in the backward pass instead of keeping what they
+                     computed: less memory, about a third more arithmetic, the same gradients
     validate_every   epochs between validations; 0: only after the last
     precise_bn       batches per process, drawn as for training, over which the statistics of the batch norms
                      are measured anew before each validation and after the last epoch; 0: they stay the
@@ -91,6 +93,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["32", "bf16"] = "32"
+    checkpoint_activations: bool = False
     validate_every: int = 1
     precise_bn: int = 0
     log_every: int = 20
@@ -119,11 +122,13 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     metrics   by name, in 0..1
     source    where it says so
     protocol  clips and crops of the figures
+    dataset   whose validation or test set they were measured on
     """
 
     metrics: dict[str, float]
     source: str
     protocol: str = ""
+    dataset: str = ""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
