@@ -274,7 +274,7 @@ def data_check(
     num_classes: Annotated[
         int | None, typer.Option(help="Labels must be below; default: as in the lists.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="File with the class names in label order.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="File with the class names in label order, or Kinetics-400, ...")] = None,
     first_label: Annotated[int, typer.Option(help="Number of the first class in the lists.")] = 0,
     multi_label: Annotated[
         bool | None, typer.Option("--multi-label/--single-label", help="Default: as it looks.")

@@ -31,7 +31,8 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     splits            instead of the three: one list with a `split` column, or a folder of train/, val/, test/
     format            layout of the lists, see docs/data.md; "auto" finds it from the content
     root              folder that relative paths start from; None: the list's own folder
-    classes           file with the class names in label order; None: from the lists
+    classes           file with the class names in label order, or a data set whose names ship
+                      ("Kinetics-400"); None: from the lists, or the owner's file beside them
     template          file names in folders of frames, for example "img_{:05}.jpg"; None: found
     first_label       number of the first class in the lists: 1 for lists that count from 1
     multi_label       None: as the lists say
