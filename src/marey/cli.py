@@ -263,6 +263,80 @@ def recipe(
     print(msgspec.json.format(text, indent=2).decode())
 
 
+@app.command()
+def zoo(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATTERN] | get NAME...", help="Shell pattern or part of a name or model."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only those trained on it, for example Jester.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only networks that match, for example 'csn*'.")] = None,
+    downloaded: Annotated[bool, typer.Option("--downloaded", help="Only those in the cache folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the releases: accuracy, protocol, size, cost, licence; or fetch some: `marey zoo get NAME`."""
+    import msgspec
+
+    from marey.jobs.zoo import get, show
+    from marey.jobs.zoo import zoo as run
+
+    pattern, *rest = words or ["*"]
+    if pattern != "get":
+        if rest:
+            raise UsageError("USAGE", f"one pattern at a time, not also {rest[0]!r}; put patterns in quotes")
+        entries = run(pattern, dataset=dataset, model=model, downloaded=downloaded)
+        if as_json:
+            print(json.dumps(msgspec.to_builtins(entries), indent=2))
+        else:
+            show(entries)
+        return
+    if not rest:
+        raise UsageError(
+            "USAGE", "name what to get: a release, or a pattern in quotes; `marey zoo` lists them"
+        )
+    failed = []
+    rows = {}
+    for name, found in get(rest):
+        failed += [found] if isinstance(found, MareyError) else []
+        rows[name] = {"code": found.code} if isinstance(found, MareyError) else {"file": str(found)}
+        if isinstance(found, MareyError):
+            print(f"{name}: {found.code}: {found.message}", file=sys.stderr)
+        elif not as_json:
+            print(found)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    if failed:
+        raise typer.Exit(failed[0].exit_code if len(failed) == len(rows) else SOME_FAILED)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="IN", help="A published file, or a release's name.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The checkpoint to write.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Arguments of the network.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The network, or a release it is like; default: found from the file.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run both on one clip and compare the logits.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a published weight file into a checkpoint that knows its network, preprocessing and classes."""
+    import msgspec
+
+    from marey.jobs.convert import convert as run
+    from marey.recipes.catalog import pairs
+
+    done = run(source, out, model=model, overrides=pairs(overrides or ()), verify=verify, force=force)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(msgspec.to_builtins(done), indent=2) if as_json else "\n".join(done.lines()))
+
+
 @data_app.command("check")
 def data_check(
     lists: Annotated[
@@ -274,7 +348,9 @@ def data_check(
     num_classes: Annotated[
         int | None, typer.Option(help="Labels must be below; default: as in the lists.")
     ] = None,
-    classes: Annotated[Path | None, typer.Option(help="File with the class names in label order, or Kinetics-400, ...")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File with the class names in label order, or Kinetics-400, ...")
+    ] = None,
     first_label: Annotated[int, typer.Option(help="Number of the first class in the lists.")] = 0,
     multi_label: Annotated[
         bool | None, typer.Option("--multi-label/--single-label", help="Default: as it looks.")
