@@ -118,22 +118,25 @@ def published_recipes(_: str = "") -> Iterator[str]:
     """A Markdown table of the recipes with a published figure."""
     from marey.recipes.catalog import list_recipes, load_recipe
 
-    yield "| recipe | top-1 | top-5 | protocol |"
-    yield "|---|---|---|---|"
+    yield "| recipe | top-1 | top-5 | protocol | data |"
+    yield "|---|---|---|---|---|"
     for name in list_recipes():
         if (figure := load_recipe(name).published) is not None:
-            numbers = " | ".join(f"{figure.metrics[key]:.2%}" for key in ("top1", "top5"))
-            yield f"| `{name}` | {numbers} | {figure.protocol} |"
+            known = (figure.metrics.get(key) for key in ("top1", "top5"))
+            numbers = " | ".join("" if value is None else f"{value:.2%}" for value in known)
+            yield f"| `{name}` | {numbers} | {figure.protocol} | {figure.dataset} |"
 
 
 def releases(_: str = "") -> Iterator[str]:
     """A Markdown table of the releases, with the accuracies that their source reports."""
     from marey.weights.published import RELEASES
 
-    yield "| release | model | top-1 | top-5 | sampling rule |"
-    yield "|---|---|---|---|---|"
+    yield "| release | model | data | top-1 | top-5 | protocol | sampling rule |"
+    yield "|---|---|---|---|---|---|---|"
     for name, one in RELEASES.items():
-        yield f"| `{name}` | `{one.model}` | {one.top1} | {one.top5} | {one.preprocess.rule} |"
+        numbers = " | ".join("" if value is None else f"{value}" for value in (one.top1, one.top5))
+        data = f"{one.dataset}, no classifier" if one.headless else one.dataset
+        yield f"| `{name}` | `{one.model}` | {data} | {numbers} | {one.protocol} | {one.preprocess.rule} |"
 
 
 def models(_: str = "") -> Iterator[str]:

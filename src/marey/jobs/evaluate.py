@@ -20,6 +20,7 @@ from marey.errors import DataError, MareyError, unknown
 from marey.files import replacing
 from marey.jobs import setup
 from marey.jobs.doctor import environment
+from marey.jobs.expected import expected
 from marey.jobs.predict import view_logits
 from marey.jobs.progress import Progress
 from marey.jobs.report import write_report
@@ -157,13 +158,15 @@ def results(
     found = measure(scored, clips, len(classes), multi_label=bool(recipe.data.multi_label), average=average)
     columns = found["per_class"]
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    published = recipe.published
+    published, why = expected(recipe, protocol, classes, checkpoint)
+    if why and checkpoint:
+        print(f"note: not beside the published figures, for these differ: {why}", file=sys.stderr)
     return {
         "recipe": recipe.name,
         "checkpoint": checkpoint,
         "protocol": {**msgspec.to_builtins(recipe.clips.plan(protocol)), "average": average},
         "metrics": found["metrics"],
-        "expected": msgspec.to_builtins(published) if published else None,
+        "expected": msgspec.to_builtins(published),
         "listed": len(clips),
         "evaluated": len(scored.indices),
         "failed": [f._asdict() for f in scored.failed],

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,11 @@ from typing import Any
 import msgspec
 
 from marey.errors import UsageError, nearest
+from marey.recipes import released
 from marey.recipes.schema import Recipe
 
-MODULES = (
-    "demo",
-    "finetune",
-    "slowonly",
-    "tsm",
-    "tsn",
-)  # each function of these that returns a Recipe is one
+# each function of these that returns a Recipe is one, and so is each entry of their tables ROWS
+MODULES = ("csn", "demo", "finetune", "slowonly", "tsm", "tsn")
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
@@ -30,9 +27,12 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
 
 def describe_recipe(name: str) -> str:
-    """First line of a recipe's docstring."""
+    """First line of a recipe's docstring, or of a published one what it is and what it reached."""
     module, _, function = _full_name(name).partition(".")
-    return (inspect.getdoc(_functions(module)[function]) or "").partition("\n")[0]
+    build = _functions(module)[function]
+    if isinstance(build, partial):
+        return released.describe(build(), build.args[-1].note)
+    return (inspect.getdoc(build) or "").partition("\n")[0]
 
 
 def load_recipe(
@@ -131,7 +131,7 @@ def _read(path: Path) -> Recipe:
 
 def _functions(module: str) -> dict[str, Callable[..., Recipe]]:
     members = vars(import_module(f"marey.recipes.{module}"))
-    return {
+    own: dict[str, Callable[..., Recipe]] = {
         name: f
         for name, f in members.items()
         if inspect.isfunction(f)
@@ -139,6 +139,8 @@ def _functions(module: str) -> dict[str, Callable[..., Recipe]]:
         and inspect.signature(f).return_annotation is Recipe
         and f.__module__ == f"marey.recipes.{module}"
     }
+    rows: dict[str, released.Row] = members.get("ROWS", {})
+    return own | {name: partial(released.build, module, name, row) for name, row in rows.items()}
 
 
 def _full_name(name: str) -> str:

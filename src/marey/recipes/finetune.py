@@ -63,11 +63,16 @@ def scratch(model: str = "tsm_r18") -> Recipe:
 
 
 def _simple(clips: Preprocess) -> Preprocess:
-    """The same clips with protocols that suit a first look: one centre view, and three crops for the test."""
+    """The same clips with protocols that suit a first look: one centre view, and three crops for the test.
+
+    Which classes a mirror exchanges is a matter of the data, so what the weights' own data had is forgotten.
+    """
     number = 3 if clips.sampling == "clip" else 1
-    side = clips.short_side or clips.crop
+    side = clips.plan(clips.test).short_side or clips.crop
     return msgspec.structs.replace(
         clips,
+        short_side=side,
+        flip_labels=(),
         val=Protocol(),
         test=Protocol(clips=number, crops="three", crop=side),
         average="prob",
