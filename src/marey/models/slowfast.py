@@ -162,13 +162,14 @@ class SlowFast(ResNet):
         self.alpha, self.chosen = alpha, chosen
         self.window = -(-(chosen.crop if crop is None else crop) // CELL)
         if 1 not in chosen.joined:
-            trunk["stage4"].fast.requires_grad_(False)  # type: ignore[union-attr]
+            trunk["stage4"].fast.requires_grad_(False)
 
-    def features(self, clip: Tensor) -> Pair:
+    def features(self, clip: Tensor) -> Pair:  # type: ignore[override]
         """The slow and the fast map before pooling.
 
-        Float [B, 3, T, H, W] -> float [B, C, T / alpha, H', W'] and [B, C / beta, T, H', W']; H' and W' are 1/32
-        of the clip's, in style "alphaction" 1/16. Raises UsageError CLIP_LENGTH where alpha does not divide T.
+        Float [B, 3, T, H, W] -> float [B, C, T / alpha, H', W'] and [B, C / beta, T, H', W']; H' and W' are
+        1/32 of the clip's, in style "alphaction" 1/16. Raises UsageError CLIP_LENGTH where alpha does not
+        divide T.
         """
         frames = clip.shape[2]
         if frames % self.alpha:
