@@ -4,6 +4,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import msgspec
 import numpy as np
@@ -419,3 +422,35 @@ def test_the_command_ends_with_3_when_files_failed_and_prints_a_summary(
     assert run(monkeypatch, "features", videos[0], *words, "--per", "soon", "--resume") == 2
     assert run(monkeypatch, "features", videos[0], *words, "--shard", "2/2") == 2
     assert run(monkeypatch, "features", videos[0], "--out", tmp_path / "x") == 2
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_lose_one_video_at_most(videos, checkpoint, tmp_path):
+    """SIGKILL after the first, third and fifth finished video, SIGINT in the next run, then to the end."""
+    words = [sys.executable, "-m", "marey", "features", *map(str, videos), "--checkpoint", str(checkpoint)]
+    words += ["--per", "0.025", "--device", "cpu", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole, broken = [*words, str(tmp_path / "whole"), "--workers", "0"], tmp_path / "broken"
+    subprocess.run(whole, env=environment, check=True, capture_output=True)
+    again = [*words, str(broken), "--resume", "--json", "--workers"]
+
+    def finished():
+        return sum(path.read_bytes().count(b'"spans"') for path in broken.glob("done/*.jsonl"))
+
+    ends = []
+    for number, kind in ((1, signal.SIGKILL), (3, signal.SIGKILL), (5, signal.SIGINT)):
+        workers = "1" if kind == signal.SIGINT else "0"
+        process = subprocess.Popen([*again, workers], env=environment, stderr=subprocess.PIPE)
+        while finished() < number and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(kind)
+        _, errors = process.communicate(timeout=60)
+        ends.append(process.returncode)
+    assert ends[:2] == [-signal.SIGKILL] * 2
+    if ends[2]:  # else it was done before the signal came
+        assert ends[2] == 130 and b"INTERRUPTED" in errors
+    last = subprocess.run([*again, "0"], env=environment, capture_output=True)
+    found = json.loads(last.stdout)
+    assert (found["done"] + found["skipped"], found["failed"], found["bad"]) == (6, 0, 0)
+    assert found["skipped"] >= 5
+    assert outputs(tmp_path / "whole") == outputs(broken)

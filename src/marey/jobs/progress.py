@@ -2,8 +2,10 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from marey.training.loop import Step
+if TYPE_CHECKING:  # the loop imports Fabric, which takes seconds
+    from marey.training.loop import Step
 
 
 class Progress:
@@ -46,7 +48,7 @@ class Window:
     ) -> None:
         self.steps, self.clips, self.loss, self.waited, self.seconds = steps, clips, loss, waited, seconds
 
-    def add(self, step: Step) -> None:
+    def add(self, step: "Step") -> None:
         """Count one step."""
         self.steps += 1
         self.clips += step.clips
