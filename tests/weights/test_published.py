@@ -148,6 +148,17 @@ def test_hashes_are_unique_and_vmz_states_none():
             assert (checksum(name), cached(name).name) == (None, f"{name}.pkl")
 
 
+def test_mirrors_exchange_the_labels_that_the_source_names():
+    """Maps of the configurations: pulling, pushing and turning left or right; swiping and sliding."""
+    pairs = {
+        "Something-Something V1": ((2, 4), (30, 41), (52, 66)),
+        "Something-Something V2": ((86, 87), (93, 94), (166, 167)),
+        "Jester": ((0, 1), (6, 7)),
+    }
+    found = {r.dataset: r.preprocess.flip_labels for r in RELEASES.values() if r.preprocess.flip_labels}
+    assert found == pairs
+
+
 def test_imagenet_files_go_by_their_names(tmp_path, monkeypatch):
     monkeypatch.setenv("MAREY_CACHE", str(tmp_path))
     assert url("resnet50-0676ba61") == "https://download.pytorch.org/models/resnet50-0676ba61.pth"
