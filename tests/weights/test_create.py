@@ -83,8 +83,16 @@ def test_a_file_named_like_a_release_is_that_release(tmp_path):
     assert name in RELEASES
 
 
-def test_a_file_of_others_needs_the_name_of_its_network(tmp_path):
-    torch.save(tiny(), tmp_path / "some.pth")
-    with pytest.raises(WeightsError, match="create_model") as error:
+def test_of_a_file_of_others_the_network_is_found_and_what_is_assumed_is_told(tmp_path, capsys):
+    torch.save(tiny(classes=7), tmp_path / "some.pth")
+    model = open_model(tmp_path / "some.pth")
+    assert model.spec == {"name": "tsn_r18", "num_classes": 7, "overrides": {"width": 8}}
+    assert (model.load_report.head, model.training, model.class_names) == ("loaded", False, None)
+    assert "some.pth: not a known release: preprocessing as of tsn assumed" in capsys.readouterr().err
+
+
+def test_a_file_without_classifier_does_not_predict(tmp_path):
+    torch.save({k: v for k, v in tiny().items() if "cls_head" not in k}, tmp_path / "some.pth")
+    with pytest.raises(WeightsError, match="no classifier") as error:
         open_model(tmp_path / "some.pth")
-    assert error.value.code == "WEIGHTS_CARD"
+    assert error.value.code == "WEIGHTS_MISMATCH"

@@ -38,12 +38,12 @@ def same_logits(one, other):
         return torch.equal(one(clip), other(clip))
 
 
-def rewrite(path, change=lambda card: card, tensors=lambda tensors: tensors, key="marey"):
+def rewrite(path, change=lambda card: card, tensors=lambda tensors: tensors):
     """The file with another card or other tensors."""
     with safe_open(path, "pt") as file:
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         card = json.loads(file.metadata()["marey"])
-    save_file(tensors(content), path, {key: json.dumps(change(card))})
+    save_file(tensors(content), path, {"marey": json.dumps(change(card))})
 
 
 def test_a_checkpoint_brings_back_the_network_and_all_that_belongs_to_it(saved):
@@ -115,7 +115,6 @@ LIES = {
     "an unknown preprocessing": {"change": lambda c: c | {"preprocess": {"framez": 3}}},
     "text for a card": {"change": lambda _: "hello"},
     "a tensor missing": {"tensors": lambda t: {n: v for n, v in t.items() if n != "trunk.stem.bn.bias"}},
-    "no card": {"key": "other"},
 }
 
 

@@ -57,19 +57,20 @@ def load_recipe(
 def _arguments(build: Callable[..., Recipe], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """Overrides that a recipe wants to know from the start, because other values follow from them."""
     wanted = {"model": "model.name", "weights": "model.weights"}
-    given = _pairs(overrides)
+    given = pairs(overrides)
     names = inspect.signature(build).parameters
     return {name: given[key] for name, key in wanted.items() if name in names and key in given}
 
 
-def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides by key; values of `key=value` are JSON, or plain text where they are not."""
     return dict(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
 
 
 def override(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any]) -> Recipe:
     """The recipe with some fields changed; values are JSON, or plain text where they are not."""
     tree = msgspec.to_builtins(recipe)
-    for key, value in _pairs(overrides).items():
+    for key, value in pairs(overrides).items():
         _set(tree, key, msgspec.to_builtins(value))
     return _convert(tree, "")
 

@@ -1,15 +1,17 @@
 """A name, perhaps with weights, becomes a network that carries its preprocessing and class names."""
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from torch import Tensor, nn
 
-from marey.errors import UsageError, WeightsError, unknown
+from marey.errors import UsageError, unknown
 from marey.models import MODELS, build
 from marey.video.preprocess import Preprocess
+from marey.weights.detect import Identity, identify
 from marey.weights.load import HEAD, fill, recognise
 from marey.weights.native import Card, read_card
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
@@ -39,31 +41,28 @@ def create_model(
         return _assemble(name, num_classes, None, None, overrides)
     path = locate(weights)
     tensors, metadata = read_weights(path)
-    origin = read_card(metadata, tensors, path) or RELEASES.get(path.stem)
+    origin = read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem)
     if origin is not None and origin.model != name:
         raise UsageError("WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}")
     return _assemble(name, num_classes, tensors, origin, overrides)
 
 
 def open_model(source: str | os.PathLike[str]) -> nn.Module:
-    """The network of a checkpoint or a release (by name or file), in evaluation mode, ready to predict.
+    """The network of a checkpoint, a release or another published file, in evaluation mode, ready to predict.
 
-    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. Raises
-    WeightsError: WEIGHTS_CARD where the file does not say which network it belongs to or contradicts itself,
-    and those of `load_weights`.
+    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. Of other
+    files the network is found as `identify` says; what is assumed is told on stderr. Raises WeightsError:
+    WEIGHTS_CARD where a checkpoint contradicts itself, and those of `identify` and `load_weights`.
     """
     path = locate(source)
     tensors, metadata = read_weights(path)
-    origin = read_card(metadata, tensors, path) or RELEASES.get(path.stem)
-    if origin is None:
-        raise WeightsError(
-            "WEIGHTS_CARD",
-            f"{str(path)!r} does not say which network it belongs to; marey.create_model(NAME, "
-            "weights=FILE) takes such files",
-        )
+    origin: Card | Identity = read_card(metadata, tensors, path) or identify(path, tensors)
     model: Any = _assemble(origin.model, None, tensors, origin, {})
     if isinstance(origin, Card):
         model.metadata = msgspec.to_builtins(origin)
+    else:
+        for note in origin.notes:
+            print(f"marey: {path.name}: {note}", file=sys.stderr)
     network: nn.Module = model.eval()
     return network
 
@@ -78,7 +77,7 @@ def starting_preprocess(
     if weights is not None:
         path = locate(weights)
         tensors, metadata = read_weights(path)
-        if origin := read_card(metadata, tensors, path) or RELEASES.get(path.stem):
+        if origin := read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem):
             return origin.preprocess
     return family_preprocess(name, segments)
 
@@ -87,7 +86,7 @@ def _assemble(
     name: str,
     num_classes: int | None,
     tensors: Mapping[str, Tensor] | None,
-    origin: Card | Release | None,
+    origin: Card | Release | Identity | None,
     overrides: dict[str, Any],
 ) -> nn.Module:
     """The network, its weights if there are any, and what belongs to it."""

@@ -1,0 +1,219 @@
+"""`marey zoo`: which releases there are, what they reach and what they cost; `marey zoo get` fetches them.
+
+Accuracies are those that the source of a release reports. Parameters and multiply-adds are counted here, the
+latter for one view at the crop of the test; no file is needed for that.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from marey.errors import MareyError, unknown
+from marey.models import MODELS
+from marey.models.cost import macs, parameters
+from marey.models.shell import shell
+from marey.video.preprocess import Preprocess
+from marey.weights.published import RELEASES, cached, find, locate
+from marey.weights.release import STAMP
+
+WILD = "*?["  # signs of shell patterns
+TRAINING = {"norm_eval", "bn_frozen", "frozen_stages", "partial_bn", "dropout"}  # arguments that cost nothing
+COUNTED = (
+    "GMACs: 1e9 multiply-adds of convolutions, linear layers and matrix products, for one view at the test "
+    "crop, counted by marey. Accuracies: as reported by the source, not measured by marey"
+)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One release.
+
+    name          of the release; `short` is enough to name it
+    model, overrides   arguments of `create_model`
+    dataset       that it was trained on, whose classes it knows
+    sampling      frames x interval of a clip, or frames from equal parts (segments) or from a window (dense)
+    top1, top5    percent, as reported; None: not reported
+    headless      there is no classifier in the file: trainings start from it
+    tested        clips and crops of a video in the test of these figures
+    parameters    numbers that training can change
+    gmacs         1e9 multiply-adds of one view, of so many `frames` and `crop` pixels on each side
+    license       of the weights, as their source states it
+    source, recipe   who published it, and the name of its configuration there
+    url, file, sha256   where it is, how its file is called, and what its SHA-256 begins with
+    downloaded    whether it is in the cache folder
+    """
+
+    name: str
+    short: str
+    model: str
+    overrides: dict[str, Any]
+    dataset: str
+    sampling: str
+    top1: float | None
+    top5: float | None
+    headless: bool
+    tested: str
+    parameters: int
+    gmacs: float
+    frames: int
+    crop: int
+    license: str
+    source: str
+    recipe: str | None
+    url: str
+    file: str
+    sha256: str | None
+    downloaded: bool
+
+
+def zoo(
+    pattern: str = "*", *, dataset: str | None = None, model: str | None = None, downloaded: bool = False
+) -> list[Entry]:
+    """The releases, best first within a data set.
+
+    pattern     shell pattern, or a part of the name
+    dataset     as releases name it, in any case; UsageError UNKNOWN_NAME where none does
+    model       shell pattern of networks' names
+    downloaded  only those in the cache folder
+    """
+    known = {release.dataset.lower(): release.dataset for release in RELEASES.values()}
+    if dataset is not None and dataset.lower() not in known:
+        raise unknown("data set", dataset, known.values())
+    if model is not None and not any(fnmatchcase(name, model) for name in MODELS):
+        raise unknown("model", model, MODELS)
+    found = [
+        name
+        for name in matching(pattern)
+        if (dataset is None or RELEASES[name].dataset.lower() == dataset.lower())
+        and (model is None or fnmatchcase(RELEASES[name].model, model))
+        and (not downloaded or cached(name).exists())
+    ]
+    entries = [_entry(name) for name in found]
+    return sorted(entries, key=lambda one: (one.dataset, -(one.top1 or 0), one.name))
+
+
+def matching(pattern: str) -> list[str]:
+    """Releases whose name, with or without date and hash, or whose model matches a shell pattern, or contains
+    a text; in upper or lower case."""
+    shape = pattern.lower() if any(sign in pattern for sign in WILD) else f"*{pattern.lower()}*"
+    return [
+        name
+        for name, release in RELEASES.items()
+        if any(fnmatchcase(text.lower(), shape) for text in (name, STAMP.sub("", name), release.model))
+    ]
+
+
+def short(name: str) -> str:
+    """The name without date and hash, where that is enough."""
+    brief = STAMP.sub("", name)
+    return brief if find(brief) == name else name
+
+
+def get(names: Sequence[str]) -> Iterator[tuple[str, Path | MareyError]]:
+    """Fetch releases, by name or shell pattern, one after the other: (name, its file or why there is none).
+
+    A name that nothing bears is a UsageError before anything is fetched.
+    """
+    wanted: dict[str, None] = {}
+    for name in names:
+        exact = find(name)
+        found = [exact] if exact else matching(name) if any(sign in name for sign in WILD) else []
+        if not found:
+            fits = matching(name)[:3] or [*RELEASES, *map(short, RELEASES)]
+            raise unknown("release", name, fits)
+        wanted |= dict.fromkeys(found)
+    for name in wanted:
+        try:
+            yield name, locate(name)
+        except MareyError as error:
+            yield name, error
+
+
+def _entry(name: str) -> Entry:
+    release = RELEASES[name]
+    plan = release.preprocess.plan(release.preprocess.test)
+    shape = {key: value for key, value in release.overrides.items() if key not in TRAINING}
+    settings = msgspec.json.encode(shape, order="sorted")
+    size, row, products, fed = _cost(release.model, settings, plan.frames, plan.crop)
+    rows = release.num_classes or 0
+    return Entry(
+        name=name,
+        short=short(name),
+        model=release.model,
+        overrides=release.overrides,
+        dataset=release.dataset,
+        sampling=_sampling(release.preprocess),
+        top1=release.top1,
+        top5=release.top5,
+        headless=release.headless,
+        tested=release.protocol,
+        parameters=size + rows * row,
+        gmacs=round((products + rows * fed) / 1e9, 3),
+        frames=plan.frames,
+        crop=plan.crop,
+        license=release.license,
+        source=release.source,
+        recipe=release.recipe,
+        url=release.url,
+        file=cached(name).name,
+        sha256=release.sha256,
+        downloaded=cached(name).exists(),
+    )
+
+
+@cache
+def _cost(model: str, settings: bytes, frames: int, crop: int) -> tuple[int, int, int, int]:
+    """Parameters and multiply-adds without a classifier, and of one row of a classifier."""
+    network: Any = shell(model, 1, **msgspec.json.decode(settings))
+    fed: list[int] = []  # what the row sees in a clip: once, or in every frame
+    network.head.register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0].numel()))
+    row, total = parameters(network.head), macs(network, (3, frames, crop, crop))
+    return parameters(network) - row, row, total - sum(fed), sum(fed)
+
+
+def _sampling(clips: Preprocess) -> str:
+    if clips.sampling == "clip":
+        return f"{clips.frames}x{clips.interval}"
+    return f"{clips.frames} {clips.sampling}"
+
+
+def show(entries: Sequence[Entry]) -> None:
+    """Print a table: as wide as the terminal, or one line for each release where output goes elsewhere."""
+    licenses = {one.license for one in entries}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("release", overflow="fold", min_width=24)
+    for title in ("data", "frames"):
+        table.add_column(title, no_wrap=True)
+    for title in ("top-1", "top-5"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("tested on", no_wrap=True)
+    for title in ("M par.", "GMACs"):
+        table.add_column(title, justify="right", no_wrap=True)
+    if len(licenses) > 1:
+        table.add_column("licence", overflow="fold")
+    table.add_column("sha256", no_wrap=True)
+    table.add_column("here", no_wrap=True)
+    for one in entries:
+        table.add_row(
+            one.short,
+            one.dataset,
+            one.sampling,
+            *("" if value is None else f"{value:.2f}" for value in (one.top1, one.top5)),
+            one.tested,
+            f"{one.parameters / 1e6:.2f}",
+            f"{one.gmacs:.1f}",
+            *([one.license] if len(licenses) > 1 else []),
+            one.sha256 or "",
+            "yes" if one.downloaded else "",
+        )
+    terminal = sys.stdout.isatty()
+    console = Console(width=None if terminal else 400, highlight=False, emoji=False, markup=False)
+    console.print(table)
+    alike = f"; licence {licenses.pop()}" if len(licenses) == 1 else ""
+    print(f"{len(entries)} releases{alike}. {COUNTED}", file=sys.stderr)

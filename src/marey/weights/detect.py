@@ -1,0 +1,221 @@
+"""Which network a weight file belongs to: by its name or hash where it is a release, else by its tensors.
+
+The tensors are tried on every network there is, as shells without memory, by the same strict rules that load
+them; so what is found here also loads. Some settings leave no trace in tensors. They are named in `notes`.
+"""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import Tensor
+
+from marey.errors import UsageError, WeightsError, unknown
+from marey.models import MODELS
+from marey.models.nonlocal_ import ZOO_PLACES
+from marey.models.parts import DEPTHS
+from marey.models.shell import shell
+from marey.video.preprocess import Preprocess
+from marey.weights.load import HEAD, fill, recognise
+from marey.weights.names import Match
+from marey.weights.published import RELEASES, family_preprocess, find
+
+ATTENDING = re.compile(r"\bstage(\d)\.(\d+)\.non_local\.")
+BLOCK = re.compile(r"^trunk\.stage[1-4]\.\d+\.")
+DEPTH = re.compile(r"_r(\d+)\b")
+POOLED = re.compile(r"\blayer2\.net\.")
+# settings that no tensor shows, where a network has them; a release knows them
+UNSEEN = ("segments", "shift_div", "non_local_scale")
+
+
+class Fit(msgspec.Struct, frozen=True):
+    """A network that a file fits: arguments of `create_model`."""
+
+    model: str
+    overrides: dict[str, Any]
+
+    def __str__(self) -> str:
+        values = (f"{key}={msgspec.json.encode(value).decode()}" for key, value in self.overrides.items())
+        return " ".join([self.model, *(value.replace('"', "") for value in values)])
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What belongs to a weight file.
+
+    model, num_classes, overrides   arguments of `create_model`
+    preprocess   what the network is fed
+    class_names  in label order, or None where unknown
+    release      the release that it is, or None
+    notes        what was assumed, a line each
+    """
+
+    model: str
+    num_classes: int
+    overrides: dict[str, Any]
+    preprocess: Preprocess
+    class_names: tuple[str, ...] | None
+    release: str | None
+    notes: tuple[str, ...] = ()
+
+
+def identify(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    model: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Identity:
+    """What belongs to a file with these tensors.
+
+    model      name of a network, or of a release that the file is like in everything else; None: find it
+    overrides  arguments of the network that are known
+
+    Raises UsageError MODEL_AMBIGUOUS with the networks that come into question, or UNKNOWN_NAME; WeightsError
+    WEIGHTS_LAYOUT where the file fits no network, WEIGHTS_MISMATCH where it does not fit the given one or has
+    no classifier.
+    """
+    found, given = recognise(tensors), dict(overrides or {})
+    classes = _classes(tensors, found)
+    if classes is None:
+        raise WeightsError(
+            "WEIGHTS_MISMATCH",
+            f"{str(path)!r} holds no classifier for videos: a training can start from it (model.weights), "
+            "but it cannot predict",
+        )
+    notes: list[str] = []
+    if model is None or model in MODELS:
+        name = release_of(path, notes)
+        if name is not None and model not in (None, RELEASES[name].model):
+            name = None
+    else:
+        name = find(model)
+        if name not in RELEASES:
+            raise unknown("network or release", model, [*MODELS, *RELEASES])
+        notes.append(f"preprocessing and class names as of {name}, as it was told")
+    if name is not None:
+        release = RELEASES[name]
+        arguments = {**release.overrides, **given}
+        _load(tensors, found, Fit(release.model, arguments))
+        names = release.class_names if classes == len(release.class_names or ()) else None
+        return Identity(
+            model=release.model,
+            num_classes=classes,
+            overrides=arguments,
+            preprocess=release.preprocess,
+            class_names=names,
+            release=name if model is None or model in MODELS else None,
+            notes=tuple(notes),
+        )
+    fits = candidates(tensors, [model] if model else MODELS, given)
+    if not fits and model:
+        _load(tensors, found, Fit(model, given))  # says what does not fit
+    if not fits:
+        raise WeightsError(
+            "WEIGHTS_LAYOUT", f"the tensors of {str(path)!r} fit none of the {len(MODELS)} networks there are"
+        )
+    if len(fits) > 1:
+        raise UsageError(
+            "MODEL_AMBIGUOUS",
+            f"the tensors of {str(path)!r} fit {' and '.join(map(str, fits))}; say which it is: `marey "
+            "convert FILE OUT.safetensors --model NAME [KEY=VALUE]`, NAME a network or a release like it",
+        )
+    fit = fits[0]
+    known = inspect.signature(MODELS[fit.model]).parameters
+    unseen = [key for key in UNSEEN if key in known and key not in fit.overrides]
+    if "non_local" not in fit.overrides:
+        unseen = [key for key in unseen if key != "non_local_scale"]
+    if unseen:
+        values = ", ".join(f"{key}={known[key].default}" for key in unseen)
+        notes.append(f"tensors do not show {' and '.join(unseen)}: {values} assumed")
+    segments = fit.overrides.get("segments", known["segments"].default if "segments" in known else 8)
+    notes.append(
+        f"not a known release: preprocessing as of {fit.model.partition('_')[0]} assumed, no class names"
+    )
+    return Identity(
+        model=fit.model,
+        num_classes=classes,
+        overrides=fit.overrides,
+        preprocess=family_preprocess(fit.model, segments),
+        class_names=None,
+        release=None,
+        notes=tuple(notes),
+    )
+
+
+def release_of(path: Path, notes: list[str]) -> str | None:
+    """The release that a file is, by its hash, else by its name; `notes` tells if hash and name differ."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, release in RELEASES.items():
+        if release.sha256 and digest.startswith(release.sha256):
+            return name
+    if path.stem not in RELEASES:
+        return None
+    if RELEASES[path.stem].sha256:
+        notes.append(
+            f"named as a release, but with a sha256 that begins with {digest[:8]}: changed, or saved anew"
+        )
+    return path.stem
+
+
+def candidates(
+    tensors: Mapping[str, Tensor], names: Iterable[str] = MODELS, given: Mapping[str, Any] | None = None
+) -> list[Fit]:
+    """The networks, of those named, that the tensors fill completely; `given` are known arguments."""
+    found, fits = recognise(tensors), []
+    blocks = {hit[0] for name in found.filled if (hit := BLOCK.search(name))}
+    counts = tuple(sum(f"stage{stage}." in block for block in blocks) for stage in (1, 2, 3, 4))
+    for name in names:
+        depth = DEPTH.search(name)
+        if blocks and depth and DEPTHS[int(depth[1])][1] != counts:
+            continue  # saves building it
+        known = inspect.signature(MODELS[name]).parameters
+        for seen in _settings(tensors, found):
+            fit = Fit(name, {**seen, **(given or {})})
+            if fit.overrides.keys() <= known.keys() and fit not in fits and _fits(tensors, found, fit):
+                fits.append(fit)
+    return fits
+
+
+def _settings(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str, Any]]:
+    """What the tensors show of a network's arguments, in each way that comes into question."""
+    seen: dict[str, Any] = {}
+    if any(POOLED.search(name) for name in found.filled.values()):
+        seen["temporal_pool"] = True
+    places = {(int(hit[1]), int(hit[2])) for name in found.filled if (hit := ATTENDING.search(name))}
+    modes: list[dict[str, Any]] = [{}]
+    if places:
+        blocks = tuple(tuple(sorted(b for s, b in places if s == stage)) for stage in (1, 2, 3, 4))
+        if blocks != ZOO_PLACES:
+            seen["non_local_blocks"] = blocks
+        keyed = any(".non_local.theta." in name for name in found.filled)
+        kinds = ("embedded_gaussian", "dot_product") if keyed else ("gaussian",)
+        modes = [{"non_local": kind} for kind in kinds]
+    stems = {len(value) for value in tensors.values() if value.ndim > 3 and value.shape[1] == 3}
+    widths = [{}, *({"width": channels} for channels in sorted(stems - {64}))]
+    for mode in modes:
+        for width in widths:
+            yield {**seen, **mode, **width}
+
+
+def _fits(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> bool:
+    try:
+        _load(tensors, found, fit)
+    except (WeightsError, UsageError):
+        return False
+    return True
+
+
+def _load(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> None:
+    """Raises what loading the file into that network would raise."""
+    network = shell(fit.model, _classes(tensors, found) or 400, **fit.overrides)
+    fill(network, tensors, found)  # checks everything and copies nothing
+
+
+def _classes(tensors: Mapping[str, Tensor], found: Match) -> int | None:
+    held = found.filled.get(HEAD[0])
+    return None if held is None else len(tensors[held])
