@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marey.errors import MareyError, UsageError
+from marey.models.fold import folded
 from marey.video.preprocess import Preprocess, Views, average_views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import expand
@@ -70,7 +71,7 @@ def predict(
     if every is not None and not every > 0:
         raise UsageError("EVERY", f"windows must start more than 0 seconds apart, not {every}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network: Any = (model if isinstance(model, nn.Module) else open_model(model)).to(place).eval()
+    network: Any = folded(model if isinstance(model, nn.Module) else open_model(model)).to(place)
     data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
     several, labels = bool(data.get("multi_label")), network.class_names
     names = [sources] if isinstance(sources, str | os.PathLike) else sources
