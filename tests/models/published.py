@@ -34,6 +34,7 @@ def their_names(layout, ours, optional=True):
             theirs = theirs.replace("\\", "")
             if row.theirs.fullmatch(theirs) and theirs not in names.values():
                 names[name] = theirs
+                break
     return names
 
 

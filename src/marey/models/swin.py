@@ -110,7 +110,7 @@ class WindowAttention(nn.Module):
     def _over_axes(
         self, qkv: Tensor, window: Triple, shift: Triple, bias: Tensor, ends: tuple[bool, ...]
     ) -> Tensor:
-        """Cuts the last windows of each shifted axis from the others, so that each of eight parts has one mask.
+        """Cuts the last windows of each shifted axis from the others, so that each part has one mask.
 
         ends  of the axes that are cut already, whether this part is the last one
         """

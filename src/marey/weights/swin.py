@@ -3,8 +3,8 @@
 Sources: SwinTransformer/Video-Swin-Transformer@db018fb8:mmaction/models/backbones/swin_transformer.py,
 open-mmlab/mmaction2@v1.2.0 (which calls the last norm norm3), torchvision.models.video.swin3d_t and
 microsoft/Swin-Transformer. Indices and masks in files are computed here instead. A 2D file starts a network
-as the authors do it: the patch convolution gets the 2D one in equal parts at each step in time, a bias table is
-resized to the window's height and width (bicubic) and stands for every distance in time.
+as the authors do it: the patch convolution gets the 2D one in equal parts at each step in time; a bias table
+is resized to the window's height and width (bicubic) and stands for every distance in time.
 """
 
 from typing import Any
