@@ -22,9 +22,7 @@ def their_names(layout, ours, optional=True):
     """
     names = {}
     for name in ours:
-        for row in layout.rows:
-            if row.ours is None:
-                continue
+        for row in sorted(filter(lambda row: row.ours, layout.rows), key=lambda row: row.ours.count("{")):
             pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[\\w.]+)", re.escape(row.ours))
             if not (hit := re.fullmatch(pattern, name)):
                 continue
