@@ -135,11 +135,11 @@ def test_a_row_per_window_is_of_that_window_alone(videos, tmp_path):
 
 def test_several_passes_of_a_clip_make_one_vector(videos, tmp_path):
     """TSM's rows of a clip of twice its segments are averaged, not mistaken for clips."""
-    twice = msgspec.structs.replace(CLIPS, test=Protocol(clips=2, frames=8))
+    twice = msgspec.structs.replace(CLIPS, test=Protocol(clips=3, frames=8))
     model = network(preprocess=twice)
     extract_features(model, videos[0], tmp_path, **HERE)
     got, want = np.stack(list(vectors(tmp_path).values())), by_hand(model, videos[0], twice.test)
-    assert got.shape == want.shape == (2, 32)
+    assert got.shape == want.shape == (3, 32)
     assert np.abs(got - want).max() < 1e-5 * np.abs(want).max()
 
 
@@ -358,6 +358,15 @@ def test_bad_files_are_named_and_the_others_finish(videos, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert all(f"{name}: {code}: " in errors for name, code in failed.items())
     assert "features 5/5" in errors
+
+
+def test_names_that_are_no_text_come_through(videos, tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9\n.mp4"
+    shutil.copy(videos[0], name)
+    extract_features(network(), os.fsdecode(name), tmp_path / "out", **HERE)
+    assert {row["source"] for row in index(tmp_path / "out")} == {os.fsdecode(name)}
+    assert index(tmp_path / "out")[0]["file"].isascii()
+    assert len(vectors(tmp_path / "out")) == 3
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_made(videos, tmp_path, monkeypatch):
