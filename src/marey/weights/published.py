@@ -31,15 +31,18 @@ IMAGENET_FILES = (  # IMAGENET1K_V1 and V2 of torchvision
 
 
 def family_preprocess(name: str, segments: int = 8) -> Preprocess:
-    """What a fresh network of that name is fed: as the releases of its family, in so many segments."""
+    """What a fresh network of that name is fed: as the releases of its family, in so many segments.
+
+    3D networks without releases here see 32 frames, every second, as most that are published.
+    """
     family = name.partition("_")[0]
-    if family == "csn":
-        return clip(32, 2)
-    if family == "r2plus1d":
-        return r2plus1d.clips(32)
+    if family == "tsn":
+        return tsn.clips(segments)
+    if family == "tsm":
+        return tsm.clips(segments)
     if family == "slowonly":
         return clip(4, 16)
-    return tsn.clips(segments) if family == "tsn" else tsm.clips(segments)
+    return r2plus1d.clips(32) if family == "r2plus1d" else clip(32, 2)
 
 
 def find(name: str) -> str | None:
