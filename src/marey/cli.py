@@ -386,6 +386,47 @@ def data_check(
 
 
 @app.command()
+def bench(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Networks, patterns of them, checkpoints, releases.")
+    ],
+    size: Annotated[
+        str | None, typer.Option("--input", metavar="TxHxW", help="Clips; default: as the network's are.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Clips in a pass.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: torch's.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 5,
+    precision: Annotated[str, typer.Option(help="32 or bf16.")] = "32",
+    train: Annotated[bool, typer.Option("--train", help="Forward and backward, no inference.")] = False,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="With --train: blocks run again backward.")
+    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile; checked.")] = False,
+    device: Annotated[str | None, typer.Option(help="Default: the GPU if there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time networks: clips per second, share of the machine's matrix-product rate, memory."""
+    import msgspec
+
+    from marey.jobs.bench import bench as run
+    from marey.jobs.bench import lines
+
+    rows = run(
+        names,
+        size=size,
+        batch=batch,
+        threads=threads,
+        rounds=rounds,
+        precision=precision,
+        train=train,
+        checkpoint_activations=checkpoint_activations,
+        compiled=compiled,
+        device=device,
+    )
+    print(json.dumps(msgspec.to_builtins(rows), indent=2) if as_json else "\n".join(lines(rows)))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Versions, devices, decoders, disk: what works here and what does not."""
     from marey.jobs.doctor import doctor as run
