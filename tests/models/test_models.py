@@ -18,7 +18,7 @@ from tests.oracles import (
 
 FOLDER = Path(__file__).parent / "oracles"
 CASES = sorted(p for p in FOLDER.glob("*.json") if p.stem != "nonlocal")
-SMALL = {"width": 8}
+SMALLEST = ("tsn_r18", "tsm_r18", "slowonly_r50", "csn_ir_r50", "csn_ip_r50", "r2plus1d_r34")
 
 
 def case_model(case):
@@ -64,6 +64,13 @@ def test_the_reference_tells_a_reversed_clip_from_a_right_one(path):
 @pytest.mark.parametrize(
     ("name", "overrides", "parameters", "without_norms"),
     [  # measured on the original networks with 400 classes
+        ("csn_ir_r50", {}, 13_131_152, 13_078_032),
+        ("csn_ip_r50", {}, 14_396_176, 14_335_504),
+        ("csn_ir_r101", {}, 22_213_776, 22_108_432),
+        ("csn_ip_r101", {}, 24_601_616, 24_480_016),
+        ("csn_ir_r152", {}, 29_703_568, 29_552_144),
+        ("csn_ip_r152", {}, 33_016_592, 32_841_232),
+        ("r2plus1d_r34", {}, 63_697_175, None),
         ("slowonly_r50", {}, 32_454_096, 32_400_976),
         ("slowonly_r101", {}, 60_359_120, 60_253_776),
         ("slowonly_r50", {"non_local": "embedded_gaussian"}, 39_808_464, None),
@@ -146,13 +153,13 @@ def test_what_does_not_fit_is_refused_with_what_would(name, overrides, code, tex
     assert text in error.value.message
 
 
-@pytest.mark.parametrize("name", ["tsn_r18", "tsm_r18", "slowonly_r50"])
+@pytest.mark.parametrize("name", SMALLEST)
 def test_one_step_down_the_gradient_lowers_the_loss(name):
     torch.manual_seed(0)
     model = build(name, 3, width=8, dropout=0.0)
     clip, label = torch.randn(4, 3, 8, 32, 32), torch.tensor([0, 1, 2, 0])
     losses = []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
     for _ in range(2):
         loss = torch.nn.functional.cross_entropy(model(clip), label)
         optimizer.zero_grad()
@@ -163,7 +170,7 @@ def test_one_step_down_the_gradient_lowers_the_loss(name):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("name", ["tsn_r18", "tsm_r18", "slowonly_r50"])
+@pytest.mark.parametrize("name", SMALLEST)
 @torch.inference_mode()
 def test_a_clips_logits_depend_neither_on_its_neighbours_nor_on_its_layout_in_memory(name):
     torch.manual_seed(1)
@@ -175,7 +182,7 @@ def test_a_clips_logits_depend_neither_on_its_neighbours_nor_on_its_layout_in_me
     assert relative_error(model(clips.contiguous()), together) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["tsn_r18", "tsm_r18", "slowonly_r50"])
+@pytest.mark.parametrize("name", SMALLEST)
 @torch.inference_mode()
 def test_logits_are_raw_in_training_and_in_evaluation(name):
     model = build(name, 4, width=8, norm_eval=True, dropout=0.0)
@@ -196,3 +203,14 @@ def test_shapes_are_as_documented(frames, batch, classes):
         assert model(clip).shape == (batch, classes)
         assert model.embed(clip).shape == (batch, channels) == (batch, model.head.in_features)
         assert model.features(clip).shape == (batch, channels, 2 * frames, 1, 2)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 8, 9])
+@torch.inference_mode()
+def test_networks_that_halve_time_take_any_length(frames):
+    clip = torch.randn(2, 3, frames, 32, 64)
+    for name, channels, sides in (("csn_ip_r50", 256, (1, 2)), ("r2plus1d_r34", 64, (2, 4))):
+        model = build(name, 3, width=8).eval()
+        assert model(clip).shape == (2, 3)
+        assert model.embed(clip).shape == (2, channels) == (2, model.head.in_features)
+        assert model.features(clip).shape == (2, channels, (frames + 7) // 8, *sides)

@@ -63,13 +63,12 @@ def test_what_torchs_own_safe_reader_admits_is_read_the_same(tmp_path, zipped):
     assert equal(read_pickle(tmp_path / "file.pth"), want)
 
 
+number = st.integers(1 - 2**60, 2**60 - 1)
+keys = st.text() | number | st.none() | st.binary() | st.booleans() | st.tuples(number, st.text())
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
     lambda inner: (
-        st.lists(inner)
-        | st.lists(inner).map(tuple)
-        | st.dictionaries(st.text() | st.integers(), inner)
-        | st.frozensets(st.integers() | st.text())
+        st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(keys, inner) | st.frozensets(keys)
     ),
     max_leaves=30,
 )
@@ -138,7 +137,8 @@ def test_instructions_beyond_data_are_refused_by_name(tmp_path, data, asked):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x80\x02R.", b"\x80\x02h\x07.", b"\x80\x02u.", b"\x80\x02]}s.", b"\x80\x02", b"\x80\x02}]]s."]
+    "data",
+    [b"\x80\x02R.", b"\x80\x02h\x07.", b"\x80\x02u.", b"\x80\x02]}s.", b"\x80\x02", b"", b"\x80\x02\xff."],
 )
 def test_pickles_that_make_no_sense_are_damaged(tmp_path, data):
     (tmp_path / "file.pkl").write_bytes(data)

@@ -176,7 +176,7 @@ BROKEN = {
     "legacy cut early": (lambda p: cut(p, 0.01, **OLD), "WEIGHTS_DAMAGED"),
     "view beyond its memory": (lambda p: lying(p, size=(1000,)), "WEIGHTS_DAMAGED"),
     "huge view": (lambda p: lying(p, size=(10**14,)), "WEIGHTS_DAMAGED"),
-    "repeated memory": (lambda p: lying(p, size=(10**9, 10**4), stride=(0, 0)), "WEIGHTS_MISMATCH"),
+    "repeated memory": (lambda p: lying(p, size=(10**9, 10**4), stride=(0, 0)), "WEIGHTS_DAMAGED"),
     "negative size": (lambda p: lying(p, size=(-3,)), "WEIGHTS_DAMAGED"),
     "huge memory": (lambda p: lying(p, size=(3,), declared=10**13), "WEIGHTS_DAMAGED"),
     "legacy, huge memory": (lambda p: lying(p, size=(3,), declared=10**13, legacy=True), "WEIGHTS_DAMAGED"),
@@ -206,7 +206,7 @@ def test_a_damaged_or_lying_file_is_refused_with_its_code(kind, tmp_path):
     with pytest.raises(WeightsError) as error:
         load_weights(model, make(tmp_path / "file.pth"))
     assert error.value.code == code
-    assert code == "WEIGHTS_MISMATCH" or "file.pth" in error.value.message
+    assert "file.pth" in error.value.message
     assert error.value.message.isprintable()
     assert same(model.state_dict(), before)
 

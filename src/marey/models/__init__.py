@@ -10,9 +10,16 @@ from torch import nn
 
 from marey.errors import UsageError, unknown
 from marey.models.csn import CSN
+from marey.models.mvit import MViT
+from marey.models.r2plus1d import R2Plus1D
+from marey.models.slowfast import SlowFast
 from marey.models.slowonly import SlowOnly
+from marey.models.swin import Swin3D
 from marey.models.tsm import TSM
 from marey.models.tsn import TSN
+from marey.models.uniformer import UniFormer
+
+MVIT_DEEP: dict[str, Any] = {"frames": 32, "depth": 24, "starts": (2, 5, 21), "drop_path": 0.3}
 
 # name -> builder(num_classes=400, **overrides); the overrides are the keyword arguments of the class
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -22,8 +29,21 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "csn_ir_r50": partial(CSN, 50, "ir"),
     "csn_ir_r101": partial(CSN, 101, "ir"),
     "csn_ir_r152": partial(CSN, 152, "ir"),
+    "mvit_b_16x4": partial(MViT),
+    "mvit_b_32x3": partial(MViT, **MVIT_DEEP, pool_kernel=()),
+    "mvit_v2_s": partial(MViT, version=2),
+    "mvit_v2_b": partial(MViT, **MVIT_DEEP, version=2),
+    "r2plus1d_r34": partial(R2Plus1D, 34),
+    "r2plus1d_r152": partial(R2Plus1D, 152),
+    "slowfast_r50": partial(SlowFast, 50),
+    "slowfast_r101": partial(SlowFast, 101, lateral_kernel=5),
+    "slowfast_r152": partial(SlowFast, 152),
+    "slowfast_r101_alphaction": partial(SlowFast, 101, style="alphaction", lateral_kernel=5, dropout=0.3),
     "slowonly_r50": partial(SlowOnly, 50),
     "slowonly_r101": partial(SlowOnly, 101),
+    "swin3d_t": partial(Swin3D),
+    "swin3d_s": partial(Swin3D, depths=(2, 2, 18, 2), drop_path=0.1),
+    "swin3d_b": partial(Swin3D, channels=128, depths=(2, 2, 18, 2), heads=(4, 8, 16, 32), drop_path=0.3),
     "tsm_r18": partial(TSM, 18),
     "tsm_r50": partial(TSM, 50),
     "tsm_r101": partial(TSM, 101),
@@ -32,6 +52,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "tsn_r50": partial(TSN, 50),
     "tsn_r101": partial(TSN, 101),
     "tsn_r152": partial(TSN, 152),
+    "uniformer_s": partial(UniFormer),
+    "uniformer_b": partial(UniFormer, depths=(5, 8, 20, 7), drop_path=0.3),
 }
 
 

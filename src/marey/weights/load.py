@@ -9,19 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from marey.errors import WeightsError
-from marey.weights import openmmlab, torchvision
+from marey.weights import alphaction, openmmlab, pyslowfast, reskd, swin, torchvision, uniformer, vmz
 from marey.weights.names import Layout, Match
 from marey.weights.published import locate
 from marey.weights.reading import read_weights, unwrap
 
-LAYOUTS: tuple[Layout, ...] = (openmmlab.LAYOUT, torchvision.LAYOUT)
+LAYOUTS: tuple[Layout, ...] = (
+    openmmlab.LAYOUT,
+    reskd.LAYOUT,
+    torchvision.LAYOUT,
+    *vmz.LAYOUTS,
+    alphaction.LAYOUT,
+    pyslowfast.SLOWFAST,
+    pyslowfast.SLOW,
+    *swin.LAYOUTS,
+    uniformer.LAYOUT,
+)
 HEAD = ("head.weight", "head.bias")
 
 
 class LoadReport(msgspec.Struct, frozen=True):
     """What a load did.
 
-    source    "mmaction2", "torchvision" or "marey"
+    source    whose layout the file has: "mmaction2", "reskd", "torchvision", "vmz", ... or "marey"
     loaded    tensors of the network that were filled
     left_out  tensors of the file that were not used, and why
     head      "loaded", or "fresh": the classifier keeps the values it had
@@ -108,7 +118,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
         raise WeightsError("WEIGHTS_LAYOUT", f"no known layout names its tensors {names}; known: {known}")
     if layout and layout.check:
         layout.check(found, model)
-    values, left_out = _fit(own, tensors, found)
+    values, left_out = _fit(model, tensors, found)
     for name, value in values.items():
         if not value.isfinite().all():
             raise WeightsError("WEIGHTS_NOT_FINITE", f"the file's {name!r} holds NaN or infinity")
@@ -121,10 +131,10 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
 
 
 def _fit(
-    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], found: Match
+    model: nn.Module, tensors: Mapping[str, Tensor], found: Match
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The checked value of each of our tensors, and what of the file is left out and why."""
-    values: dict[str, Tensor] = {}
+    own, values = model.state_dict(), dict[str, Tensor]()
     left_out, unexpected, unfit = dict(found.left_out), list(found.unknown), []
     for ours, theirs in found.filled.items():
         value = tensors[theirs]
@@ -135,6 +145,8 @@ def _fit(
         if found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
             steps = target.shape[2]
             value = (value / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)
+        elif ours in found.marks and found.layout and found.layout.adapt and value.shape != target.shape:
+            value = found.layout.adapt(found.marks[ours], value, target, model)
         plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         alike = plain and value.is_floating_point() == target.is_floating_point()
         if alike and value.shape == target.shape:
@@ -179,8 +191,11 @@ def _plan(names: Mapping[str, Any]) -> str:
     """What the names of a residual network tell of it: "CSN ip, 3 + 4 + 6 + 3 blocks"."""
     blocks = {tuple(name.split(".")[1:3]) for name in names if name.startswith("trunk.stage")}
     counts = [sum(stage == f"stage{number}" for stage, _ in blocks) for number in (1, 2, 3, 4)]
-    csn = ""
-    for mode, sign in (("CSN ir, ", "conv2.0"), ("CSN ip, ", "conv2.1")):
-        if f"trunk.stage1.0.{sign}.conv.weight" in names:
-            csn = mode
-    return f"{csn}{' + '.join(map(str, counts))} blocks"
+    kind = ""
+    for sign, what in (
+        ("trunk.stage1.0.conv2.0.conv.weight", "CSN ir, "),
+        ("trunk.stage1.0.conv2.1.conv.weight", "CSN ip, "),
+        ("trunk.stem.0.conv.weight", "R(2+1)D, "),
+    ):
+        kind = what if sign in names else kind
+    return f"{kind}{' + '.join(map(str, counts))} blocks"

@@ -6,8 +6,8 @@ A table is text, one row a line: their name, our name, and a mark where the tens
     fc.{p}                         -                                         ImageNet classifier
 
 `{x}` stands for (part of) one component of a name: letters, digits, `_`; `{x...}` for one or more of them;
-`[x]` may be missing. `-` says that the tensor is known and left out, and why. Every tensor of a file is met by
-exactly one row, each of ours filled at most once.
+`[x]` may be missing. `-` says that the tensor is known and left out, and why. Every tensor of a file is met
+by exactly one row, each of ours filled at most once.
 """
 
 import re

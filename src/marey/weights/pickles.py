@@ -2,13 +2,17 @@
 
 A pickle is a program for a stack machine. This one runs it on plain data: names that a file mentions are
 looked up in the tables below, which lead to functions of this module only, and any other name ends the
-reading with that name in the message. It reads what `torch.load(weights_only=True)` refuses although it is
-harmless: arrays and numbers of numpy and the logs of training tools, in both file layouts of PyTorch and as
-bare pickles.
+reading with that name in the message. It reads tensors, arrays and numbers of numpy, and the logs of training
+tools, in both file layouts of PyTorch and as bare pickles, those of Python 2 included.
+
+`torch.load(weights_only=True)` is not used: it imports nothing either, but a few bytes keep it busy for ever
+(a dict whose key is a tuple of one tuple twice, 60 deep) or make it fill all memory (`bytearray(10**12)`).
+Here a key is text or a plain number, and what is made of a file is a few times as large at most.
 
 Sources: CPython Lib/pickletools.py (opcodes), pytorch torch/serialization.py (the two layouts).
 """
 
+import codecs
 import io
 import pickletools
 import struct
@@ -24,6 +28,7 @@ from torch import Tensor
 
 from marey.errors import WeightsError
 
+Array = np.ndarray[Any, Any]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of files written before PyTorch 1.6
 MOST_OPCODES = 5_000_000  # some seconds; a file with 1,000 tensors has 50,000
 
@@ -66,6 +71,8 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
 
 
 def _dtype(code: str, *_: Any) -> np.dtype[Any]:
+    if not isinstance(code, str):
+        raise ValueError("a type of numbers without a name")
     dtype = np.dtype(code)
     if dtype.kind not in "biufcSU":
         raise WeightsError(
@@ -74,10 +81,37 @@ def _dtype(code: str, *_: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _array(
-    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any = "C"
-) -> np.ndarray[Any, Any]:
+def _array(data: bytes | str, dtype: np.dtype[Any], shape: tuple[int, ...], order: Any = "C") -> Array:
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    if not isinstance(data, bytes | bytearray) or not isinstance(dtype, np.dtype):
+        raise ValueError("an array whose memory is not bytes")
     return np.frombuffer(data, dtype).reshape(shape, order=order).copy()
+
+
+def _keys(items: Any) -> Any:
+    """The items, each of them something that is looked up in a moment: text, bytes, a number, a few of them.
+
+    The hash of nested tuples can take for ever, and so can a dict of large numbers that share their hash.
+    """
+    for item in items:
+        for part in item if type(item) is tuple and len(item) < 16 else (item,):
+            small = isinstance(part, int) and abs(part) < 2**60
+            if not small and not isinstance(part, str | bytes | None):
+                raise WeightsError(
+                    "WEIGHTS_LIMIT",
+                    f"a key is neither text nor a plain number but {type(part).__name__}, which can take for "
+                    "ever to look up; nothing was loaded",
+                )
+    return items
+
+
+def _dict(items: Any = ()) -> dict[Any, Any]:
+    """A dict of pairs, or of a dict."""
+    made: dict[Any, Any] = {}
+    for key, value in items.items() if isinstance(items, dict) else items:
+        made.update(zip(_keys((key,)), (value,), strict=True))
+    return made
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -85,19 +119,19 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.Size": torch.Size,
-    "torch.device": lambda *args: ":".join(map(str, args)),
-    "collections.OrderedDict": dict,
+    "torch.device": lambda kind, *_: kind if isinstance(kind, str) else "",
+    "collections.OrderedDict": _dict,
     "collections.defaultdict": lambda *_: {},
-    "collections.Counter": dict,
+    "collections.Counter": _dict,
     "collections.deque": lambda items=(), *_: list(items),
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
+    "builtins.set": lambda items=(): set(_keys(items)),
+    "builtins.frozenset": lambda items=(): frozenset(_keys(items)),
     "builtins.bytes": lambda *_: b"",  # protocol 2 writes empty bytes like this
     "builtins.complex": complex,
     "_codecs.encode": lambda text, _encoding: text.encode("latin1"),
     "copyreg._reconstructor": lambda *_: Record(),
     "numpy.dtype": _dtype,
-    "numpy.core.multiarray.scalar": lambda dtype, data: _array(_bytes(data), dtype, ())[()].item(),
+    "numpy.core.multiarray.scalar": lambda dtype, data: _array(data, dtype, ())[()].item(),
     "numpy.core.multiarray._reconstruct": lambda *_: np.empty(0),
     "numpy.core.numeric._frombuffer": _array,
 }
@@ -117,10 +151,10 @@ PUSHED = {
     "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
-}  # fmt: skip
+OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+TAKING = {"TUPLE", "LIST", "FROZENSET", "DICT", "SETITEMS", "APPENDS", "ADDITEMS", "POP_MARK"}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+MADE = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 
 
 def _name(full: str) -> Name:
@@ -136,126 +170,122 @@ def _name(full: str) -> Name:
     )
 
 
-def _bytes(data: Any) -> bytes:
-    return data.encode("latin1") if isinstance(data, str) else bytes(data)
+def unpickle(stream: BinaryIO, size: int, storage: Callable[[Any], Tensor] | None = None) -> Any:
+    """The object that the next pickle of a stream describes.
 
-
-class Machine:
-    """Reads one pickle from a stream; `storage` gives the memory that a tensor of the file lies in."""
-
-    def __init__(self, stream: BinaryIO, storage: Callable[[Any], Tensor] | None = None) -> None:
-        self.stream = stream
-        self.storage = storage
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self) -> Any:
-        """The object that the pickle describes."""
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(self.stream)):
-            if count > MOST_OPCODES:
-                raise WeightsError("WEIGHTS_LIMIT", f"the file holds more than {MOST_OPCODES:,} instructions")
-            if opcode.name == "STOP":
-                break
-            if opcode.name in PUSHED:
-                self.stack.append(arg)
-            elif opcode.name in MADE:
-                self.stack.append(MADE[opcode.name]())
-            elif not self._container(opcode.name) and not self._memory(opcode.name, arg):
-                self._object(opcode.name, arg)
-        return self.stack.pop()
-
-    def _take(self) -> list[Any]:
-        """What was pushed since the last mark."""
-        start = self.marks.pop()
-        taken = self.stack[start:]
-        del self.stack[start:]
-        return taken
-
-    def _container(self, opcode: str) -> bool:
-        """Marks, tuples, lists, dicts and sets; False for other opcodes."""
-        stack = self.stack
-        match opcode:
+    size     bytes of the file: what calls make of its content may take a few times as many
+    storage  gives the memory that a tensor of the file lies in
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    budget = 2**26 + 8 * size
+    for _ in range(MOST_OPCODES):
+        opcode = OPCODES[stream.read(1).decode("latin1")]
+        arg: Any = None
+        if opcode.name == "STRING":
+            arg = _string(stream.readline())
+        elif opcode.arg is not None:
+            arg = opcode.arg.reader(stream)
+        taken: list[Any] = []
+        if opcode.name in TAKING:  # what was pushed since the last mark
+            start = marks.pop()
+            taken = stack[start:]
+            del stack[start:]
+        match opcode.name:
+            case name if name in PUSHED:
+                stack.append(arg)
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
             case "MARK":
-                self.marks.append(len(stack))
+                marks.append(len(stack))
+            case name if name in CONSTANTS:
+                stack.append(CONSTANTS[name])
+            case name if name in MADE:
+                stack.append(MADE[name]())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                size = int(opcode[-1])
-                stack[-size:] = [tuple(stack[-size:])]
-            case "TUPLE" | "LIST" | "FROZENSET":
-                stack.append({"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}[opcode](self._take()))
-            case "DICT" | "SETITEMS":
-                items = self._take()
-                if opcode == "DICT":
-                    stack.append({})
-                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                count = int(opcode.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                stack.append(tuple(taken))
+            case "LIST":
+                stack.append(taken)
+            case "FROZENSET":
+                stack.append(frozenset(_keys(taken)))
+            case "DICT":
+                stack.append(dict(zip(_keys(taken[::2]), taken[1::2], strict=True)))
+            case "SETITEMS":
+                stack[-1].update(zip(_keys(taken[::2]), taken[1::2], strict=True))
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                stack[-1].update({key: value})
+                stack[-1].update(zip(_keys((key,)), (value,), strict=True))
+            case "APPENDS":
+                stack[-1].extend(taken)
             case "APPEND":
                 item = stack.pop()
                 stack[-1].append(item)
-            case "APPENDS":
-                items = self._take()
-                stack[-1].extend(items)
             case "ADDITEMS":
-                items = self._take()
-                stack[-1].update(items)
-            case _:
-                return False
-        return True
-
-    def _memory(self, opcode: str, arg: Any) -> bool:
-        """The memo and the top of the stack; False for other opcodes."""
-        match opcode:
-            case "PROTO" | "FRAME":
-                pass
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[arg] = self.stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = self.stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                self.stack.append(self.memo[arg])
-            case "POP":
-                self.stack.pop()
-            case "POP_MARK":
-                self._take()
-            case "DUP":
-                self.stack.append(self.stack[-1])
-            case _:
-                return False
-        return True
-
-    def _object(self, opcode: str, arg: Any) -> None:
-        """Names, calls, states and tensor memory; any other opcode is refused."""
-        stack = self.stack
-        match opcode:
+                stack[-1].update(_keys(taken))
             case "GLOBAL":
                 stack.append(_name(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_name(f"{module}.{name}"))
+                stack.append(_name(".".join([module, name])))
+            case "BINPERSID" if storage is not None:
+                stack.append(storage(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 args, what = stack.pop(), stack.pop()
-                stack.append(_call(what, args))
+                if isinstance(what, Name) and what.startswith(RECORDS):
+                    stack.append(Record())
+                elif isinstance(what, Name) and what in CALLS:
+                    stack.append(CALLS[what](*args))
+                else:
+                    called = what[:80] if isinstance(what, str) else type(what).__name__
+                    raise WeightsError("WEIGHTS_UNSAFE", f"the file calls {called!r}; nothing of it was run")
+                budget -= _bytes_of(stack[-1])
             case "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)
-            case "BINPERSID" if self.storage is not None:
-                stack.append(self.storage(stack.pop()))
-            case _:
+                budget -= _bytes_of(stack[-1])
+            case "POP":
+                stack.pop()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PROTO" | "FRAME" | "POP_MARK":
+                pass
+            case "STOP":
+                return stack.pop()
+            case name:
                 raise WeightsError(
-                    "WEIGHTS_UNSAFE", f"the file uses the instruction {opcode} ({arg}); nothing of it was run"
+                    "WEIGHTS_UNSAFE",
+                    f"the file uses the instruction {name} ({arg!s:.100}); nothing of it was run",
                 )
+        if budget < 0:
+            raise WeightsError(
+                "WEIGHTS_LIMIT", f"the file of {size:,} bytes makes many times as much of them"
+            )
+    raise WeightsError("WEIGHTS_LIMIT", f"the file holds more than {MOST_OPCODES:,} instructions")
 
 
-def _call(what: Any, args: tuple[Any, ...]) -> Any:
-    """What the named class or function would have given, made by this module."""
-    if isinstance(what, Name) and what.startswith(RECORDS):
-        return Record()
-    if isinstance(what, Name) and what in CALLS:
-        return CALLS[what](*args)
-    called = what[:80] if isinstance(what, str) else type(what).__name__
-    raise WeightsError("WEIGHTS_UNSAFE", f"the file calls {called!r}; nothing of it was run")
+def _bytes_of(made: Any) -> int:
+    """Roughly what a call has taken; tensors are views of memory that is there already."""
+    if isinstance(made, np.ndarray):
+        return made.nbytes
+    if isinstance(made, bytes | str):
+        return len(made)
+    return 32 * len(made) if isinstance(made, list | dict | set | frozenset) else 0
+
+
+def _string(line: bytes) -> str:
+    """Python 2's text form of bytes, one character per byte."""
+    text = line.rstrip(b"\n")
+    if len(text) < 2 or text[:1] not in (b"'", b'"') or text[-1:] != text[:1]:
+        raise ValueError("a text without quotes")
+    return codecs.escape_decode(text[1:-1])[0].decode("latin1")
 
 
 def _build(target: Any, state: Any) -> None:
@@ -264,7 +294,7 @@ def _build(target: Any, state: Any) -> None:
         target.state = state
     elif isinstance(target, np.ndarray):
         _, shape, dtype, fortran, data = state
-        array = _array(_bytes(data), dtype, shape, "F" if fortran else "C")
+        array = _array(data, dtype, shape, "F" if fortran else "C")
         plain: Any = (1, array.shape, array.dtype, False, array.tobytes())
         target.__setstate__(plain)  # in place, because the file may already have put it into containers
     elif isinstance(target, np.dtype):
@@ -280,53 +310,58 @@ def read_pickle(path: Path) -> Any:
     Raises WeightsError: WEIGHTS_UNSAFE naming what the file asks for, WEIGHTS_DAMAGED, WEIGHTS_LIMIT.
     """
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return _read_zip(archive)
         with path.open("rb") as file:
-            return _read_legacy(file, path.stat().st_size)
+            size = path.stat().st_size
+            return _read_zip(file, size) if file.peek(2)[:2] == b"PK" else _read_bare(file, size)
     except WeightsError as error:
         raise WeightsError(error.code, f"{str(path)!r}: {error.message}") from None
     except Exception as error:  # a damaged file can break any step
+        reason = ascii(str(error) or type(error).__name__)[1:-1]
         raise WeightsError(
-            "WEIGHTS_DAMAGED", f"{str(path)!r} is damaged or cut short: {error!r:.200}"
+            "WEIGHTS_DAMAGED", f"{str(path)!r} is damaged or cut short: {reason:.200}"
         ) from None
 
 
-def _storage(pid: Any) -> tuple[torch.dtype, str, int]:
-    """(dtype, key, number of elements) of a persistent id."""
-    kind, name, key, _, count, *view = pid
-    if kind != "storage" or any(view) or count < 0:
-        raise ValueError(f"unknown tensor memory {kind!r}")
-    return STORAGES[name], key, count
-
-
-def _read_zip(archive: zipfile.ZipFile) -> Any:
-    inner = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-    made: dict[str, Tensor] = {}
+def _read_zip(file: BinaryIO, size: int) -> Any:
+    """Refuses archives that PyTorch does not write: their entries can declare far more than there is."""
+    archive, declared = zipfile.ZipFile(file), 0
+    for entry in archive.infolist():
+        declared += entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or declared > size:
+            raise WeightsError(
+                "WEIGHTS_LIMIT",
+                "compressed or overlapping entries, which can declare any size and which PyTorch never "
+                f"writes ({entry.filename[:100]!r}: {entry.file_size:,} bytes); save it anew",
+            )
+        if entry.filename.startswith("/") or ".." in entry.filename.split("/"):
+            raise WeightsError("WEIGHTS_UNSAFE", f"it names a file outside: {entry.filename[:100]!r}")
+    inner = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+    folder, made = inner.removesuffix("data.pkl"), dict[str, Tensor]()
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
+        raise ValueError("numbers in big-endian order")
 
     def storage(pid: Any) -> Tensor:
-        dtype, key, count = _storage(pid)
+        dtype, key, count = _memory(pid)
         if key not in made:
-            data = archive.read(f"{inner.removesuffix('data.pkl')}data/{key}")
-            if len(data) != count * dtype.itemsize:
-                raise ValueError(f"tensor memory {key} has {len(data)} bytes for {count} elements")
-            made[key] = (
-                torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            )
+            entry = archive.getinfo(f"{folder}data/{key}")
+            if entry.file_size != count * dtype.itemsize:
+                raise ValueError(f"tensor memory {key} has {entry.file_size} bytes for {count} elements")
+            content = bytearray(archive.read(entry))
+            made[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return made[key]
 
-    return Machine(io.BytesIO(archive.read(inner)), storage).run()
+    return unpickle(io.BytesIO(archive.read(inner)), size, storage)
 
 
-def _read_legacy(file: BinaryIO, size: int) -> Any:
-    first = Machine(file).run()
-    if first != LEGACY_MAGIC:
+def _read_bare(file: BinaryIO, size: int) -> Any:
+    """A pickle, or PyTorch's layout before 1.6: five of them, then the memory of the tensors."""
+    first = unpickle(file, size)
+    if type(first) is not int or first != LEGACY_MAGIC:
         return first
     made: dict[str, Tensor] = {}
 
     def storage(pid: Any) -> Tensor:
-        dtype, key, count = _storage(pid)
+        dtype, key, count = _memory(pid)
         if key not in made:
             if count * dtype.itemsize + sum(memory.nbytes for memory in made.values()) > size:
                 raise ValueError(f"more tensor memory than the file's {size} bytes")
@@ -334,9 +369,9 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         return made[key]
 
     for _ in ("protocol", "system"):
-        Machine(file).run()
-    found = Machine(file, storage).run()
-    for key in Machine(file).run():
+        unpickle(file, size)
+    found = unpickle(file, size, storage)
+    for key in unpickle(file, size):
         memory = made[key]
         data = file.read(8 + memory.nbytes)
         if len(data) != 8 + memory.nbytes or struct.unpack_from("<q", data)[0] != memory.numel():
@@ -344,3 +379,12 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         if memory.numel():
             memory.copy_(torch.frombuffer(bytearray(data), dtype=memory.dtype, offset=8))
     return found
+
+
+def _memory(pid: Any) -> tuple[torch.dtype, str, int]:
+    """(dtype, key, number of elements) of the memory that a persistent id names."""
+    kind, name, key, _, count, *view = pid
+    texts = isinstance(kind, str) and isinstance(name, str) and isinstance(key, str)
+    if not texts or kind != "storage" or any(view) or type(count) is not int or count < 0:
+        raise ValueError("unknown kind of tensor memory")
+    return STORAGES[name], key, count

@@ -1,9 +1,8 @@
 """A weight file becomes {name: tensor}, whatever its format and wrapping; nothing in it is run."""
 
+import contextlib
 import os
-import pickle
-import warnings
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor
 from marey.errors import WeightsError
 from marey.weights.pickles import read_pickle
 
-WRAPPINGS = ("state_dict", "model_state", "model_state_dict", "model")
+WRAPPINGS = ("state_dict", "model_state", "model_state_dict", "model", "blobs")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+PICKLE = re.compile(rb"PK\x03\x04|\x80|[(}\]]|c[\w.]+\n")  # PyTorch's zip, pickles since Python 2
 MOST_HEADER = 16 * 2**20  # bytes; the names of a thousand tensors take about 100 kB
 
 
@@ -36,22 +36,13 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise WeightsError("WEIGHTS_NOT_FOUND", f"cannot read {str(path)!r}: {error.strerror}") from None
     if start[8:9] == b"{" and start[:1] != b"{":
         return _read_safetensors(path, int.from_bytes(start[:8], "little"))
-    if not start.startswith((b"PK\x03\x04", b"\x80")):
+    if not PICKLE.match(start):
         raise WeightsError(
             "WEIGHTS_FORMAT",
             f"{str(path)!r} is neither a PyTorch file nor safetensors: it begins with {start!r}; if that "
             "is text, a web page or a pointer was saved in place of the file",
         )
-    if start.startswith(b"PK"):
-        _check_archive(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of newer pickle protocols, which read_pickle knows
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        found = read_pickle(path)  # names what torch refused, or reads it where it is harmless
-    except Exception as error:  # a damaged file can break any step of torch's reader
-        raise _damaged(path, error) from None
-    return unwrap(found, str(path)), {}
+    return unwrap(read_pickle(path), str(path)), {}
 
 
 def unwrap(found: Any, where: str) -> dict[str, Tensor]:
@@ -59,38 +50,23 @@ def unwrap(found: Any, where: str) -> dict[str, Tensor]:
     for wrapping in WRAPPINGS * 2:
         if isinstance(found, Mapping) and isinstance(found.get(wrapping), Mapping):
             found = found[wrapping]
-    tensors = {}
+    tensors, largest = {}, 0
     for name, value in found.items() if isinstance(found, Mapping) else ():
-        if isinstance(name, str) and isinstance(value, Tensor | np.ndarray | np.generic | int | float):
-            tensors[name] = torch.as_tensor(value)
-    if not any(value.ndim for value in tensors.values()):
+        if isinstance(value, np.ndarray | np.generic | int | float):
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # text, numbers beyond 64 bits
+                value = torch.as_tensor(value)
+        if isinstance(name, str) and isinstance(value, Tensor):
+            tensors[name] = value
+            largest = max(largest, value.ndim)
+    if not largest:
         raise WeightsError("WEIGHTS_FORMAT", f"{where!r} holds no state_dict, that is, no tensors by name")
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
+        for name in tensors:
+            if not name.startswith(prefix):
+                break
+        else:
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse zip files that PyTorch does not write: their entries can declare far more than there is."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise _damaged(path, error) from None
-    declared, size = 0, path.stat().st_size
-    for entry in entries:
-        declared += entry.file_size
-        if entry.compress_type != zipfile.ZIP_STORED or declared > size:
-            raise WeightsError(
-                "WEIGHTS_LIMIT",
-                f"{str(path)!r} has compressed or overlapping entries, which can declare any size and which "
-                f"PyTorch never writes ({entry.filename[:100]!r}: {entry.file_size:,} bytes); save it anew",
-            )
-        if entry.filename.startswith("/") or ".." in entry.filename.split("/"):
-            raise WeightsError(
-                "WEIGHTS_UNSAFE", f"{str(path)!r} names a file outside: {entry.filename[:100]!r}"
-            )
 
 
 def _read_safetensors(path: Path, header: int) -> tuple[dict[str, Tensor], dict[str, str]]:
