@@ -184,6 +184,21 @@ def test_a_module_that_no_clip_passes_leaves_the_folder_free(videos, tmp_path):
     extract_features(model, videos[0], tmp_path, **HERE)
 
 
+def test_a_map_of_a_transformer_is_not_taken_for_what_it_may_not_be(videos, tmp_path):
+    model = marey.create_model(
+        "swin3d_t", 5, channels=12, depths=(2, 2), heads=(2, 3), window=(4, 3, 3)
+    ).eval()
+    model.preprocess = CLIPS
+    maps = next(name for name, module in model.named_modules() if type(module).__name__.endswith("Patches"))
+    with pytest.raises(UsageError, match="map") as error:
+        extract_features(model, videos[0], tmp_path / "map", layer=maps, **HERE)
+    assert error.value.code == "LAYER"
+    extract_features(model, videos[0], tmp_path / "head", per="video", layer="head", **HERE)
+    extract_features(model, videos[0], tmp_path / "embed", per="video", **HERE)
+    (logits,), (embed,) = (vectors(tmp_path / name).values() for name in ("head", "embed"))
+    assert logits == pytest.approx(model.head(torch.tensor(embed)).detach().numpy(), rel=1e-3, abs=1e-5)
+
+
 # On disk
 
 

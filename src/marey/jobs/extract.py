@@ -23,6 +23,7 @@ from marey.jobs.predict import windows
 from marey.jobs.progress import Progress
 from marey.jobs.setup import cores
 from marey.models.fold import folded
+from marey.models.parts import ResNet
 from marey.video.preprocess import Preprocess, Protocol, Views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import Source, expand
@@ -77,7 +78,8 @@ def extract_features(
     per      "clip": a row per clip of the network's test protocol, the mean of its crops; "video": one row,
              the mean of all views of the test protocol; a number: a row per window of so many seconds (and at
              least one clip of the network), the mean of the views of the validation protocol
-    layer    None: `model.embed`; else a module's name, whose output is averaged over time and space
+    layer    None: `model.embed`; else a module's name, whose output is averaged over time and space, or over
+             tokens. Of transformers, maps are not taken: their channels may stand first or last
     dtype    what is stored; the network computes in float32
     resume   continue the folder: videos that are finished and unchanged are skipped, failed ones tried again
     shard    only this part of the videos; several processes may fill one folder, so it implies `resume`
@@ -294,6 +296,10 @@ class Embedding:
         def take(_: nn.Module, __: object, output: Any) -> None:
             if not isinstance(output, Tensor) or output.dim() < 2 or len(output) % len(clips):
                 raise UsageError("LAYER", f"layer {self.layer!r} gives no vectors; name another")
+            if output.dim() > 3 and not isinstance(self.network, ResNet):  # channels may be first or last
+                raise UsageError(
+                    "LAYER", f"layer {self.layer!r} gives a map, not tokens or a vector; name another"
+                )
             taken.append(_pooled(output, len(clips)))  # at once: the next module may write over it
 
         hook = self.network.get_submodule(self.layer).register_forward_hook(take)
