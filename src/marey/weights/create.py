@@ -56,11 +56,13 @@ def open_model(source: str | os.PathLike[str]) -> nn.Module:
     """
     path = locate(source)
     tensors, metadata = read_weights(path)
-    origin: Card | Identity = read_card(metadata, tensors, path) or identify(path, tensors)
+    origin: Card | Release | Identity | None
+    origin = read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem)
+    origin = origin or identify(path, tensors)
     model: Any = _assemble(origin.model, None, tensors, origin, {})
     if isinstance(origin, Card):
         model.metadata = msgspec.to_builtins(origin)
-    else:
+    if isinstance(origin, Identity):
         for note in origin.notes:
             print(f"marey: {path.name}: {note}", file=sys.stderr)
     network: nn.Module = model.eval()

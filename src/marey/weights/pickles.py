@@ -16,6 +16,7 @@ import codecs
 import io
 import pickletools
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from math import prod
@@ -246,11 +247,11 @@ def unpickle(stream: BinaryIO, size: int, storage: Callable[[Any], Tensor] | Non
                 else:
                     called = what[:80] if isinstance(what, str) else type(what).__name__
                     raise WeightsError("WEIGHTS_UNSAFE", f"the file calls {called!r}; nothing of it was run")
-                budget -= _bytes_of(stack[-1])
+                budget -= sys.getsizeof(stack[-1])
             case "BUILD":
                 state = stack.pop()
                 _build(stack[-1], state)
-                budget -= _bytes_of(stack[-1])
+                budget -= sys.getsizeof(stack[-1])
             case "POP":
                 stack.pop()
             case "DUP":
@@ -269,15 +270,6 @@ def unpickle(stream: BinaryIO, size: int, storage: Callable[[Any], Tensor] | Non
                 "WEIGHTS_LIMIT", f"the file of {size:,} bytes makes many times as much of them"
             )
     raise WeightsError("WEIGHTS_LIMIT", f"the file holds more than {MOST_OPCODES:,} instructions")
-
-
-def _bytes_of(made: Any) -> int:
-    """Roughly what a call has taken; tensors are views of memory that is there already."""
-    if isinstance(made, np.ndarray):
-        return made.nbytes
-    if isinstance(made, bytes | str):
-        return len(made)
-    return 32 * len(made) if isinstance(made, list | dict | set | frozenset) else 0
 
 
 def _string(line: bytes) -> str:
@@ -324,7 +316,7 @@ def read_pickle(path: Path) -> Any:
 
 def _read_zip(file: BinaryIO, size: int) -> Any:
     """Refuses archives that PyTorch does not write: their entries can declare far more than there is."""
-    archive, declared = zipfile.ZipFile(file), 0
+    archive, declared, inner = zipfile.ZipFile(file), 0, ""
     for entry in archive.infolist():
         declared += entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or declared > size:
@@ -335,7 +327,10 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
             )
         if entry.filename.startswith("/") or ".." in entry.filename.split("/"):
             raise WeightsError("WEIGHTS_UNSAFE", f"it names a file outside: {entry.filename[:100]!r}")
-    inner = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+        if entry.filename.rpartition("/")[2] == "data.pkl":
+            inner = entry.filename
+    if not inner:
+        raise ValueError("an archive without data.pkl")
     folder, made = inner.removesuffix("data.pkl"), dict[str, Tensor]()
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
         raise ValueError("numbers in big-endian order")
