@@ -1,11 +1,16 @@
 """Files in every wrapping are read; hostile and damaged ones are refused by name, and nothing runs."""
 
 import builtins
+import importlib
 import io
+import marshal
+import operator
 import os
 import pickle
+import runpy
 import struct
 import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -128,6 +133,42 @@ def written(path, data):
     return path
 
 
+def big_endian(path):
+    saved(path, tiny())
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, b"big" if name.endswith("byteorder") else data)
+    return path
+
+
+def lying_pickle(path, data):
+    """PyTorch's zip around any pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/data/0", bytes(40))
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def caffe2_array(kind, count):
+    """{"conv1_w": an array of `count` items that brings four bytes}, as Python 2 writes it."""
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I%d\nt" % count
+    dtype = b"cnumpy\ndtype\n(S'%s'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb" % kind
+    return b"(dS'conv1_w'\n" + made + dtype + b"I00\nS'\\x00\\x00\\x00\\x00'\ntbs."
+
+
+def many_times(path):
+    """A megabyte that is written once and turned into bytes ten thousand times."""
+    encode = b"c_codecs\nencode\nq\x00X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x01"
+    again = b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R0"
+    return written(path, b"\x80\x02" + encode + again * 10_000 + b"}.")
+
+
+# a tuple of one tuple twice, of one tuple twice, ... 64 deep
+TUPLES = b")q\x000" + b"h\x00h\x00\x86q\x000" * 64 + b"h\x00"
+PID = b"\x80\x02}X\x01\x00\x00\x00a(X\x07\x00\x00\x00storage%bX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\ntQs."
 OLD = {"_use_new_zipfile_serialization": False}
 COMMAND = Reduced(os.system, "touch pwned")
 GADGETS = {
@@ -145,6 +186,39 @@ GADGETS = {
     "torch function": (with_extra(Reduced(torch.hub.load, "a/b", "c")), "torch.hub.load"),
     "file opened": (with_extra(Reduced(open, "pwned", "w")), "open"),
     "extension code": (lambda p: written(p, b"\x80\x02\x82\x01."), "EXT1"),
+    "import": (with_extra(Reduced(importlib.import_module, "pwned")), "importlib.import_module"),
+    "module run": (with_extra(Reduced(runpy.run_path, "pwned.py")), "runpy.run_path"),
+    "call by attribute": (with_extra(Reduced(operator.methodcaller, "system")), "operator.methodcaller"),
+    "chain of attributes": (
+        lambda p: written(p, b"\x80\x04\x8c\x05torch\x8c\x15serialization.os.name\x93."),
+        "torch.serialization.os.name",
+    ),
+    "compiled code": (with_extra(Reduced(marshal.loads, b"x")), "marshal.loads"),
+    "pickle in a pickle": (with_extra(Reduced(pickle.loads, b"cos\nsystem\n.")), "pickle.loads"),
+    "torch load in a pickle": (with_extra(Reduced(torch.load, "other.pth")), "torch.serialization.load"),
+    "storage from a file": (
+        lambda p: written(p, b"\x80\x02ctorch\nUntypedStorage.from_file\nX\x01\x00\x00\x00a\x85R."),
+        "torch.UntypedStorage.from_file",
+    ),
+    "memory on demand": (with_extra(Reduced(bytearray, 10**12)), "builtins.bytearray"),
+    "state of a class": (
+        lambda p: written(p, b"\x80\x02cos\n_wrap_close\n)\x81}X\x04\x00\x00\x00procK\x01sb."),
+        "os._wrap_close",
+    ),
+    "state of a function": (
+        lambda p: written(p, b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb."),
+        "state of a Name",
+    ),
+    "text of Python 2": (lambda p: written(p, b"cos\nsystem\n(S'touch pwned'\ntR."), "os.system"),
+    "blobs of Caffe2": (lambda p: pickled(p, {"blobs": {"conv1_w": COMMAND}}, 0), "system"),
+    "blobs of Caffe2, instance": (
+        lambda p: written(p, b"(dS'blobs'\n(ios\nsystem\n(S'touch pwned'\ns."),
+        "INST",
+    ),
+    "object array of Caffe2": (
+        lambda p: pickled(p, {"blobs": {"conv1_w": np.array([COMMAND])}}, 2),
+        "any object",
+    ),
 }
 
 
@@ -193,6 +267,33 @@ BROKEN = {
     "empty": (lambda p: written(p, b""), "WEIGHTS_FORMAT"),
     "noise": (lambda p: written(p, np.random.RandomState(0).bytes(999)), "WEIGHTS_FORMAT"),
     "a zip of something else": (other_zip, "WEIGHTS_DAMAGED"),
+    "numbers in another order": (big_endian, "WEIGHTS_DAMAGED"),
+    "two names for one memory": (lambda p: lying(p, size=(10,), declared=-10), "WEIGHTS_DAMAGED"),
+    "text of Python 2, cut": (
+        lambda p: written(p, b"(dp0\nS'blobs'\np1\n(dp2\nS'conv1_w"),
+        "WEIGHTS_DAMAGED",
+    ),
+    "array with too little memory": (lambda p: written(p, caffe2_array(b"f4", 10**9)), "WEIGHTS_DAMAGED"),
+    "array of gigantic texts": (lambda p: written(p, caffe2_array(b"U999999999", 1)), "WEIGHTS_DAMAGED"),
+    "key of nested tuples": (lambda p: written(p, b"\x80\x02}" + TUPLES + b"K\x01s."), "WEIGHTS_LIMIT"),
+    "key of nested tuples, zip": (
+        lambda p: lying_pickle(p, b"\x80\x02}" + TUPLES + b"K\x01s."),
+        "WEIGHTS_LIMIT",
+    ),
+    "key that nests deep": (
+        lambda p: written(p, b"\x80\x02}" + b")" + b"\x85" * 2 * 10**5 + b"K\x01s."),
+        "WEIGHTS_LIMIT",
+    ),
+    "set of nested tuples": (lambda p: written(p, b"\x80\x04\x8f(" + TUPLES + b"\x90."), "WEIGHTS_LIMIT"),
+    "memory named by nested tuples": (
+        lambda p: lying_pickle(p, PID % TUPLES),
+        "WEIGHTS_DAMAGED",
+    ),
+    "keys with one hash": (
+        lambda p: pickled(p, {k * (2**61 - 1): 0 for k in range(1, 50)}),
+        "WEIGHTS_LIMIT",
+    ),
+    "one text made a thousand arrays": (many_times, "WEIGHTS_LIMIT"),
     "missing": (lambda p: p, "WEIGHTS_NOT_FOUND"),
     "a folder": (lambda p: p.mkdir() or p, "WEIGHTS_NOT_FOUND"),
 }
@@ -209,6 +310,32 @@ def test_a_damaged_or_lying_file_is_refused_with_its_code(kind, tmp_path):
     assert "file.pth" in error.value.message
     assert error.value.message.isprintable()
     assert same(model.state_dict(), before)
+
+
+def test_no_hostile_file_takes_memory_or_time(tmp_path):
+    """All of them in one process that may have 1.5 GB and a minute: the largest of them declares 40 TB."""
+    code = (
+        "import resource, sys, time; from pathlib import Path\n"
+        "from tests.weights.test_reading import BROKEN, GADGETS\n"
+        "from marey.errors import WeightsError\n"
+        "from marey.weights.reading import read_weights\n"
+        "files = []\n"
+        "for number, (make, _) in enumerate([*BROKEN.values(), *GADGETS.values()]):\n"
+        "    files.append(make(Path(sys.argv[1], f'{number}.pth')))\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()\n"
+        "for file in files:\n"
+        "    try:\n"
+        "        read_weights(file)\n"
+        "    except WeightsError:\n"
+        "        continue\n"
+        "    sys.exit(f'{file} was read')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 500_000  # kilobytes above what making the files took
 
 
 def test_names_in_a_file_reach_no_terminal_raw(tmp_path):
