@@ -120,3 +120,41 @@ def test_evaluation_does_not_depend_on_freezing():
         torch.manual_seed(2)
         logits.append(build("tsn_r18", 3, width=8, **overrides).eval()(clip))
     assert all(torch.equal(rows, logits[0]) for rows in logits)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "learns"),
+    [
+        ({}, lambda _part, _norm: True),
+        ({"norm_eval": True}, lambda _part, _norm: True),
+        ({"frozen_stages": 2}, lambda part, _norm: part in ("trunk.stage3", "trunk.stage4", "head")),
+        ({"partial_bn": True}, lambda part, norm: not norm or part == "trunk.stem"),
+        (
+            {"partial_bn": True, "frozen_stages": 0},
+            lambda part, norm: not norm and part != "trunk.stem",
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["tsn_r18", "tsm_r18"])
+def test_gradients_are_where_something_learns_and_nowhere_else(name, overrides, learns):
+    model = build(name, 3, width=8, **overrides).train()
+    model(torch.randn(2, 3, 8, 32, 32)).square().sum().backward()
+    for key, parameter in model.named_parameters():
+        wanted = learns(part_of(key), ".bn." in key)
+        assert (parameter.grad is not None) == parameter.requires_grad == wanted, key
+        assert not wanted or parameter.grad.isfinite().all()
+
+
+def test_a_frozen_norm_in_training_uses_its_running_statistics():
+    torch.manual_seed(0)
+    model = build("tsn_r18", 3, width=8, norm_eval=True, dropout=0.0).train()
+    clip = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        for norm in norms(model).values():
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+        assert torch.equal(model(clip), model.eval()(clip))
+        live = build("tsn_r18", 3, width=8, dropout=0.0)
+        live.load_state_dict(model.state_dict())
+        assert not torch.allclose(live.train()(clip), model(clip))
