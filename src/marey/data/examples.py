@@ -75,7 +75,11 @@ def write_example(
 
 def _varint(view: memoryview, place: int) -> tuple[int, int]:
     """The number that begins at `place`, and where it ends."""
-    value, shift = 0, 0
+    value = view[place]
+    place += 1
+    if value < 0x80:
+        return value, place
+    value, shift = value & 0x7F, 7
     while True:
         byte = view[place]
         place += 1
@@ -90,7 +94,10 @@ def _varint(view: memoryview, place: int) -> tuple[int, int]:
 def _fields(view: memoryview, place: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Number, wire type, start and end of the fields of a message; of a varint, value and end."""
     while place < end:
-        tag, place = _varint(view, place)
+        tag = view[place]  # nearly all are of one byte
+        place += 1
+        if tag > 0x7F:
+            tag, place = _varint(view, place - 1)
         kind = tag & 7
         if kind == _VARINT:
             start, last = _varint(view, place)
@@ -111,7 +118,9 @@ def _fields(view: memoryview, place: int, end: int) -> Iterator[tuple[int, int, 
 
 
 def _chunks(view: memoryview, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-    return ((field, start, last) for field, kind, start, last in _fields(view, place, end) if kind == _CHUNK)
+    for field, kind, start, last in _fields(view, place, end):
+        if kind == _CHUNK:
+            yield field, start, last
 
 
 def _entries(view: memoryview, place: int, end: int) -> Iterator[tuple[str, int, int]]:

@@ -24,7 +24,7 @@ from marey.files import cannot_write
 
 HEAD, TAIL = struct.Struct("<QI"), struct.Struct("<I")
 AROUND = HEAD.size + TAIL.size  # bytes of a record beside its payload
-BLOCK = 4 * 2**20  # bytes read at once
+BLOCK = 2**20  # bytes read at once; larger ones leave the cache
 
 Bytes = NDArray[np.uint8]
 Report = Callable[[DataError], object]
