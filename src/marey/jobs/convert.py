@@ -134,6 +134,12 @@ def _compare(network: nn.Module, part: Path, preprocess: Preprocess) -> tuple[fl
     side, draws = preprocess.crop, torch.Generator().manual_seed(0)
     clip = torch.randn((1, 3, preprocess.frames, side, side), generator=draws)
     want, got = _logits(network, clip), _logits(open_model(part), clip)
+    if not want.isfinite().all():
+        raise WeightsError(
+            "CONVERT_DIFFERS",
+            "the file's network gives infinite logits for the drawn clip, so nothing can be compared and "
+            "nothing was written; try without --verify if you trust the file",
+        )
     absolute = float((got - want).abs().max())
     relative = absolute / max(float(want.abs().max()), 1e-30)
     if not relative <= TOLERANCE:  # NaN is no agreement

@@ -4,7 +4,9 @@ Accuracies are those that the source of a release reports. Parameters and multip
 latter for one view at the crop of the test; no file is needed for that.
 """
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
@@ -184,36 +186,42 @@ def _sampling(clips: Preprocess) -> str:
 
 
 def show(entries: Sequence[Entry]) -> None:
-    """Print a table: as wide as the terminal, or one line for each release where output goes elsewhere."""
+    """Print a table with a line for each release; on a terminal too narrow for it a few lines each."""
     licenses = {one.license for one in entries}
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("release", overflow="fold", min_width=24)
-    for title in ("data", "frames"):
-        table.add_column(title, no_wrap=True)
-    for title in ("top-1", "top-5"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("tested on", no_wrap=True)
-    for title in ("M par.", "GMACs"):
-        table.add_column(title, justify="right", no_wrap=True)
+    titles = ["release", "data", "frames", "top-1", "top-5", "tested on", "M par.", "GMACs", "sha256", "here"]
     if len(licenses) > 1:
-        table.add_column("licence", overflow="fold")
-    table.add_column("sha256", no_wrap=True)
-    table.add_column("here", no_wrap=True)
-    for one in entries:
-        table.add_row(
-            one.short,
-            one.dataset,
-            one.sampling,
-            *("" if value is None else f"{value:.2f}" for value in (one.top1, one.top5)),
-            one.tested,
-            f"{one.parameters / 1e6:.2f}",
-            f"{one.gmacs:.1f}",
-            *([one.license] if len(licenses) > 1 else []),
-            one.sha256 or "",
-            "yes" if one.downloaded else "",
-        )
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else 400, highlight=False, emoji=False, markup=False)
-    console.print(table)
+        titles.append("licence")
+    rows = [_cells(one)[: len(titles)] for one in entries]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in titles:
+        numbers = title in ("top-1", "top-5", "M par.", "GMACs")
+        table.add_column(title, no_wrap=True, justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=10_000, highlight=False, emoji=False, markup=False)
+    room = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or console.measure(table).maximum <= room:
+        console.print(table)
+    else:
+        for name, *rest in rows:
+            told = (f"{title} {cell}" for title, cell in zip(titles[1:], rest, strict=True) if cell)
+            lines = textwrap.wrap(", ".join(told), room - 4, break_long_words=False)
+            print("\n    ".join([name, *lines]))
     alike = f"; licence {licenses.pop()}" if len(licenses) == 1 else ""
     print(f"{len(entries)} releases{alike}. {COUNTED}", file=sys.stderr)
+
+
+def _cells(one: Entry) -> list[str]:
+    """A release's row of the table, the licence last."""
+    return [
+        one.short,
+        one.dataset,
+        one.sampling,
+        *("" if value is None else f"{value:.2f}" for value in (one.top1, one.top5)),
+        one.tested,
+        f"{one.parameters / 1e6:.2f}",
+        f"{one.gmacs:.1f}",
+        one.sha256 or "",
+        "yes" if one.downloaded else "",
+        one.license,
+    ]

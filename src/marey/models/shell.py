@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from marey.models import build
+
+_SAME = {F.batch_norm, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.fill_, Tensor.zero_}
 
 
 class ShapesOnly(TorchFunctionMode):
@@ -18,12 +20,7 @@ class ShapesOnly(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every function of torch."""
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        if func is F.batch_norm:
-            return args[0] if args else kwargs["input"]
-        return func(*args, **kwargs)
+        return args[0] if func in _SAME else func(*args, **(kwargs or {}))
 
 
 def shell(name: str, num_classes: int = 400, **overrides: Any) -> nn.Module:

@@ -26,7 +26,7 @@ from marey.weights.published import RELEASES, family_preprocess, find
 
 ATTENDING = re.compile(r"\bstage(\d)\.(\d+)\.non_local\.")
 BLOCK = re.compile(r"^trunk\.stage[1-4]\.\d+\.")
-DEPTH = re.compile(r"_r(\d+)\b")
+DEPTH = re.compile(r"_r(\d+)(?=_|$)")
 POOLED = re.compile(r"\blayer2\.net\.")
 # settings that no tensor shows, where a network has them; a release knows them
 UNSEEN = ("segments", "shift_div", "non_local_scale")
