@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs bench constraints clean
+.PHONY: demo test test-all lint docs bench bench-peers constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/marey demo
@@ -24,6 +24,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/data_wait.py
 
+bench-peers: build/peers/.ready
+	build/peers/bin/python benchmarks/recognizers.py
+
 # torchcodec needs FFmpeg's shared libraries; without them PyAV, which carries its own, reads every video.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@command -v ffmpeg >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
@@ -40,6 +43,14 @@ $(VENV)/.docs: $(VENV)/.ready
 
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt --group bench
+	touch $@
+
+# MMAction2 in an environment of its own, which finds torch and Marey in ours; nothing else is installed with it.
+build/peers/.ready: $(VENV)/.ready benchmarks/peers.txt
+	$(BIN)/python -m venv --clear build/peers
+	build/peers/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(build/peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/marey.pth"
 	touch $@
 
 # Writes down what is installed now, once the tests pass with it.

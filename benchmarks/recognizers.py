@@ -1,0 +1,299 @@
+"""Recognizers side by side: Marey's folded networks, MMAction2's own modules and torchvision's, on one clip.
+
+    make bench-peers                       # sets up the peers' environment in build/peers and runs this
+    build/peers/bin/python benchmarks/recognizers.py [--rounds 5] [--threads N] [--case WORDS] [--out FILE.md]
+
+The same weights, the same clip, one process, in turns; outputs are compared before anything is timed. What
+the columns mean stands in benchmarks/README.md.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from statistics import median
+from subprocess import run as command
+from types import ModuleType
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets them, for all alike
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import torch
+from torch import Tensor, nn
+
+from marey.jobs.bench import MIB, gemm, peak_memory, relative_difference, timed
+from marey.jobs.doctor import environment
+from marey.models import build
+from marey.models.cost import macs
+from marey.models.fold import folded
+from marey.weights.load import load_weights
+
+CPU = torch.device("cpu")
+OURS = "Marey"
+TOLERANCE = 1e-4
+Pass = Callable[[Tensor], Tensor]
+
+
+class Case(NamedTuple):
+    """A network under our name, its clip, and who else has it: builders of theirs, by who they are."""
+
+    title: str
+    name: str
+    overrides: dict[str, Any]
+    shape: tuple[int, int, int]
+    theirs: dict[str, Callable[[], nn.Module]]
+
+
+class Measured(NamedTuple):
+    """What was found of one contestant; seconds per round, and how many times as long as Marey."""
+
+    seconds: list[float]
+    ratios: list[float]
+    shares: list[float]
+    memory: float
+    difference: float
+
+
+# The peers ---------------------------------------------------------------------------------------------
+
+
+class Theirs(nn.Module):
+    """Backbone and head of MMAction2, called as its recognizers call them."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, *, frames: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.cls_head, self.frames = backbone, head, frames
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits of a clip [B, 3, T, H, W]."""
+        if not self.frames:
+            return self.cls_head(self.backbone(clip))
+        count = clip.shape[2]
+        return self.cls_head(self.backbone(clip.transpose(1, 2).flatten(0, 1)), count)
+
+
+def mmaction2() -> tuple[Any, Any]:
+    """Its backbones and heads. The wheel lacks a sub-package that they import and that nothing here uses."""
+    for name in ("drn", "drn.drn"):
+        stand_in: Any = ModuleType(f"mmaction.models.localizers.{name}")
+        stand_in.DRN = nn.Module
+        sys.modules.setdefault(stand_in.__name__, stand_in)
+    from mmaction.models import backbones, heads
+
+    return backbones, heads
+
+
+def their_csn(depth: int) -> nn.Module:
+    backbones, heads = mmaction2()
+    backbone = backbones.ResNet3dCSN(
+        pretrained2d=False, pretrained=None, depth=depth, with_pool2=False, bottleneck_mode="ir",
+        norm_eval=False, zero_init_residual=False,
+    )  # fmt: skip
+    return Theirs(backbone, heads.I3DHead(num_classes=400, in_channels=2048))
+
+
+def their_slowonly() -> nn.Module:
+    backbones, heads = mmaction2()
+    backbone = backbones.ResNet3dSlowOnly(
+        depth=50, pretrained=None, lateral=False, conv1_kernel=(1, 7, 7), conv1_stride_t=1, pool1_stride_t=1,
+        inflate=(0, 0, 1, 1), norm_eval=False,
+    )  # fmt: skip
+    return Theirs(backbone, heads.I3DHead(num_classes=400, in_channels=2048))
+
+
+def their_tsm() -> nn.Module:
+    backbones, heads = mmaction2()
+    backbone = backbones.ResNetTSM(
+        depth=50, pretrained=None, pretrained2d=False, num_segments=8, shift_div=8, norm_eval=False
+    )
+    head = heads.TSMHead(num_classes=400, in_channels=2048, num_segments=8, is_shift=True)
+    return Theirs(backbone, head, frames=True)
+
+
+class TorchvisionFrames(nn.Module):
+    """torchvision's ResNet-50 on every frame, logits averaged: what TSN computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet50
+
+        self.net = resnet50(num_classes=400)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits of a clip [B, 3, T, H, W]."""
+        rows = self.net(clip.transpose(1, 2).flatten(0, 1))
+        return rows.view(len(clip), -1, rows.shape[1]).mean(1)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torchvision's files hold it."""
+        return self.net.state_dict(*args, **kwargs)
+
+
+def torchvision_r2plus1d() -> nn.Module:
+    """VMZ's R(2+1)D-34 of torchvision's parts, changed as VMZ changes it. MMAction2's is another network."""
+    from torchvision.models.video import resnet as parts
+
+    split = parts.Conv2Plus1D
+    net = parts.VideoResNet(parts.BasicBlock, [split] * 4, [3, 4, 6, 3], parts.R2Plus1dStem, num_classes=400)
+    for stage, channels, between in ((net.layer2, 128, 288), (net.layer3, 256, 576), (net.layer4, 512, 1152)):
+        stage[0].conv2[0] = split(channels, channels, between)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            norm.eps = 1e-3
+    return net
+
+
+CASES = [
+    Case("ir-CSN-50", "csn_ir_r50", {}, (32, 224, 224), {"MMAction2": lambda: their_csn(50)}),
+    Case("ir-CSN-152", "csn_ir_r152", {}, (32, 224, 224), {"MMAction2": lambda: their_csn(152)}),
+    Case("SlowOnly-R50", "slowonly_r50", {}, (8, 224, 224), {"MMAction2": their_slowonly}),
+    Case("TSM-R50", "tsm_r50", {}, (8, 224, 224), {"MMAction2": their_tsm}),
+    Case("TSN-R50", "tsn_r50", {}, (8, 224, 224), {"torchvision": TorchvisionFrames}),
+    Case("R(2+1)D-34", "r2plus1d_r34", {}, (16, 112, 112), {"torchvision": torchvision_r2plus1d}),
+]
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with norms as after a training: fresh ones would hide mistakes in folding."""
+    torch.manual_seed(0)
+    for norm in model.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for value in (norm.weight, norm.running_var):
+                nn.init.uniform_(value, 0.5, 1.0)
+            for value in (norm.bias, norm.running_mean):
+                nn.init.normal_(value, std=0.1)
+    model.train(False)  # `eval` of some returns nothing
+    return model
+
+
+# Measuring ---------------------------------------------------------------------------------------------
+
+
+def contestants(case: Case) -> Iterator[tuple[str, Pass, Tensor]]:
+    """Who runs it, what runs, and the clip as it meets it: Marey last."""
+    clip = torch.randn(1, *case.shape, 3, generator=torch.manual_seed(1)).permute(0, 4, 1, 2, 3)
+    for who, builder in case.theirs.items():
+        theirs = drawn(builder())
+        yield who, theirs, clip.contiguous()
+        yield f"{who}, channels last", theirs, clip
+        ours = build(case.name, 400, **case.overrides).eval()
+        print(load_weights(ours, dict(theirs.state_dict())).summary(), file=sys.stderr)
+        if isinstance(theirs, TorchvisionFrames):  # the classifier of such files is ImageNet's and left out
+            ours.head.load_state_dict(theirs.net.fc.state_dict())
+    yield OURS, folded(ours), clip
+
+
+@torch.inference_mode()
+def measure(case: Case, rounds: int, product: Callable[[], float]) -> tuple[dict[str, Measured], list[float]]:
+    """All contestants in turn, a round starting with another one each time; and the rates of the product."""
+    ready = list(contestants(case))
+    first = ready[0][1](ready[0][2])
+    memory, differences = {}, {}
+    for who, network, clip in ready:
+        differences[who] = relative_difference(network(clip), first)
+        if not differences[who] <= TOLERANCE:
+            sys.exit(f"{case.title}: {who} gives other outputs, not measured: {differences[who]:.1e}")
+        with peak_memory(CPU) as peak:
+            network(clip)
+        memory[who] = peak[0] / MIB if peak else float("nan")
+    seconds: dict[str, list[float]] = {who: [] for who, _, _ in ready}
+    rates = []
+    for number in range(rounds):
+        rates.append(product())
+        start = number % len(ready)
+        for who, network, clip in [*ready[start:], *ready[:start]]:
+            seconds[who].append(timed(lambda n=network, c=clip: n(c), CPU))  # type: ignore[misc]
+    work = macs(build(case.name, 400, **case.overrides), (3, *case.shape))
+    found = {
+        who: Measured(
+            took,
+            [s / own for s, own in zip(took, seconds[OURS], strict=True)],
+            [work / s / rate for s, rate in zip(took, rates, strict=True)],
+            memory[who],
+            differences[who],
+        )
+        for who, took in seconds.items()
+    }
+    return found, rates
+
+
+# Report ------------------------------------------------------------------------------------------------
+
+HEAD = ("network", "clip", "GMACs", "who", "ms (range)", "times Marey (range)", "of GEMM", "MiB", "differs")
+
+
+def rows(case: Case, found: dict[str, Measured]) -> Iterator[str]:
+    gmacs = macs(build(case.name, 400, **case.overrides), (3, *case.shape)) / 1e9
+    for who, each in found.items():
+        ms = [1000 * s for s in each.seconds]
+        own = who == OURS
+        ratio = "1" if own else f"{median(each.ratios):.2f} ({min(each.ratios):.2f}..{max(each.ratios):.2f})"
+        yield _row(
+            case.title, "x".join(map(str, case.shape)), f"{gmacs:.1f}", who,
+            f"{median(ms):.0f} ({min(ms):.0f}..{max(ms):.0f})", ratio, f"{median(each.shares):.0%}",
+            f"{each.memory:.0f}", f"{each.difference:.0e}",
+        )  # fmt: skip
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def about(threads: int) -> list[str]:
+    from importlib.metadata import version
+
+    found = environment()
+    revision = command(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    device, packages = found["devices"][0], found["packages"]
+    return [
+        f"# Recognizers, {date.today()}, {threads} threads",
+        "",
+        f"Commit {revision.stdout.strip()}, {device['model']}, {threads} threads, torch {packages['torch']}, "
+        f"torchvision {packages['torchvision']}, mmaction2 {version('mmaction2')}, float32, batch 1; the "
+        f"machine's load at the start {os.getloadavg()[0]:.2f}:",
+        "",
+        f"    {' '.join(['python', *sys.argv])}",
+        "",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--case", default="", help="only networks whose name holds this")
+    parser.add_argument(
+        "--out", type=Path, help="report; default: benchmarks/<date>-<threads>core-recognizers.md"
+    )
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    cases = [case for case in CASES if given.case in case.title]
+    if not cases:
+        sys.exit(f"--case {given.case}: there are {', '.join(case.title for case in CASES)}")
+    product = gemm("32", CPU)
+    text, rates, started = about(given.threads), [], time.monotonic()
+    table = [_row(*HEAD), _row(*["---"] * len(HEAD))]
+    for case in cases:
+        found, some = measure(case, given.rounds, product)
+        rates += some
+        table += rows(case, found)
+        print("\n".join(rows(case, found)), flush=True)
+    text += [
+        f"A matrix product ran at {median(rates) / 1e9:.1f} GMAC/s ({min(rates) / 1e9:.1f}.."
+        f"{max(rates) / 1e9:.1f}). {given.rounds} rounds, {time.monotonic() - started:.0f} s in all.",
+        "",
+        *table,
+    ]
+    default = Path(__file__).parent / f"{date.today()}-{given.threads}core-recognizers.md"
+    (given.out or default).write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(given.out or default)
+
+
+if __name__ == "__main__":
+    main()
