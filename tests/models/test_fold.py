@@ -1,6 +1,7 @@
 """Folded copies: the outputs of the original, nothing of it changed, by every path a convolution can take."""
 
 from copy import deepcopy
+from inspect import signature
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from marey.models import MODELS, build
 from marey.models import fold as module
 from marey.models.fold import Folded, folded
+from tests.models.small import SLIM
 from tests.models.test_models import CASES, case_model
 from tests.oracles import drawn, load_case, relative_error
 
@@ -35,6 +37,10 @@ def network(name, overrides):
             value /= 1000  # or the softmax does what is said of SHARP
     model.load_state_dict(state)
     return model
+
+
+def known(name):
+    return signature(MODELS[name]).parameters
 
 
 @pytest.fixture(params=["fused", "plain"])
@@ -76,7 +82,20 @@ def test_in_double_precision_there_is_no_difference_to_speak_of(name, overrides)
     assert relative_error(folded(model)(clip), model(clip)) < 1e-10
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(("name", "overrides"), SLIM, ids=str)
+@torch.inference_mode()
+def test_networks_with_other_layers_agree_with_the_original(path, name, overrides):
+    torch.manual_seed(0)
+    model = build(name, 5, **overrides).eval()
+    for norm in (m for m in model.modules() if isinstance(m, _BatchNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.running_var, 0.5, 1.5)
+        nn.init.normal_(norm.running_mean)
+    clip = torch.randn(2, 8, 64, 64, 3).permute(0, 4, 1, 2, 3)
+    assert relative_error(folded(model)(clip), deepcopy(model).double()(clip.double())) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(MODELS) if "width" in known(name)])
 def test_no_norm_is_left_and_every_convolution_is_channels_last(name):
     model = build(name, 3, width=8)
     convolutions = sum(isinstance(m, nn.Conv2d | nn.Conv3d) for m in model.modules())

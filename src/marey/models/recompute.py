@@ -1,4 +1,4 @@
-"""Activation checkpointing: residual blocks keep their input only and run again in the backward pass.
+"""Activation checkpointing: blocks keep their input only and run again in the backward pass.
 
 Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604.06174. A third more arithmetic buys
 the memory of what happens inside the blocks.
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from marey.errors import UsageError
 from marey.models.parts import Residual
+from marey.models.transformer import TokenBlock
 
 
 def recompute_blocks(model: nn.Module) -> None:
@@ -22,9 +23,9 @@ def recompute_blocks(model: nn.Module) -> None:
 
     Without gradients its blocks run as before. Raises UsageError BAD_VALUE for a network without such blocks.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Residual)]
+    blocks = [module for module in model.modules() if isinstance(module, Residual | TokenBlock)]
     if not blocks:
-        raise UsageError("BAD_VALUE", f"{type(model).__name__} has no residual blocks to checkpoint")
+        raise UsageError("BAD_VALUE", f"{type(model).__name__} has no blocks to checkpoint")
     for block in blocks:
         norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
         block.forward = partial(_run, block.forward, norms)  # type: ignore[method-assign]

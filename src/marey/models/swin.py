@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
-from marey.models.transformer import MLP, DropPath, Transformer, drop_rates
+from marey.models.transformer import MLP, DropPath, TokenBlock, Transformer, drop_rates
 
 Triple = tuple[int, int, int]
 PATCH = (2, 4, 4)
@@ -140,7 +140,7 @@ class WindowAttention(nn.Module):
         return y.reshape(batch, *size, -1)
 
 
-class Block(nn.Module):
+class Block(TokenBlock):
     """Window attention, then two layers; each on normalised tokens and added to its input."""
 
     def __init__(

@@ -28,6 +28,10 @@ class DropPath(nn.Module):
         return x * (kept / (1 - self.rate)).to(x.dtype)
 
 
+class TokenBlock(nn.Module):
+    """One of a network's many blocks, tensor in and tensor out: what activation checkpointing runs anew."""
+
+
 class MLP(nn.Module):
     """Linear, GELU, linear, on the last axis."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
-from marey.models.transformer import MLP, DropPath, Transformer, drop_rates
+from marey.models.transformer import MLP, DropPath, TokenBlock, Transformer, drop_rates
 
 LOCAL = (True, True, False, False)  # stages of convolutions; the others attend
 EMBED_EPS, BLOCK_EPS = 1e-5, 1e-6  # of layer norms behind patch embeddings and in blocks
@@ -47,7 +47,7 @@ class ConvMLP(nn.Module):
         return y
 
 
-class LocalBlock(nn.Module):
+class LocalBlock(TokenBlock):
     """Each token gathers from its 5x5x5 neighbours, with weights that are learnt and not computed."""
 
     def __init__(self, channels: int, hidden: int, drop: float) -> None:
@@ -84,7 +84,7 @@ class Attention(nn.Module):
         return y
 
 
-class GlobalBlock(nn.Module):
+class GlobalBlock(TokenBlock):
     """Attention among all tokens of a clip, then two layers."""
 
     def __init__(self, channels: int, heads: int, hidden: int, drop: float) -> None:

@@ -1,15 +1,17 @@
-"""Names of PySlowFast files: SlowFast and Slow, as PyTorch (.pyth) and as Caffe2 (.pkl) files call tensors.
+"""Names of PySlowFast files: SlowFast and Slow, in PyTorch (.pyth) and Caffe2 (.pkl) files, and MViT.
 
 Source: facebookresearch/SlowFast@287ec007:slowfast/models and slowfast/utils/c2_model_loading.py. Stages
 count from 2 there. Names of Caffe2 are spelt as PyTorch's before the table is read; its variance is called
 `riv`, its tensors have no axes of length 1 at the end, and the solver's numbers lie beside them. Files of
-networks with sub-batch norms have the names of ordinary ones.
+networks with sub-batch norms have the names of ordinary ones. Tables of positions that were learnt for other
+clips are resized as slowfast/utils/checkpoint.py does it.
 """
 
 import re
 from collections.abc import Collection
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from marey.weights.names import Layout, table
 
@@ -80,6 +82,43 @@ LATERALS = """
     s4_fuse.conv_f2s.{p}    trunk.stage3.lateral.conv.{p}  axes
     s4_fuse.bn.{p}          trunk.stage3.lateral.bn.{p}
 """
+
+
+def resize(mark: str, value: Tensor, target: Tensor, model: nn.Module) -> Tensor:
+    """Position tables for another size: bicubic on the square grid of `space`, else linear along the rows."""
+    if value.ndim == 0 or value.shape[-1] != target.shape[-1]:
+        return value
+    if value.numel() == target.numel():
+        return value.reshape(target.shape)
+    rows = value.float().reshape(-1, value.shape[-1]).t().unsqueeze(0)  # [1, C, rows]
+    if mark == "space":
+        side, wanted = round(rows.shape[2] ** 0.5), round(target.shape[1] ** 0.5)
+        if side * side != rows.shape[2] or wanted * wanted != target.shape[1]:
+            return value
+        rows = F.interpolate(rows.reshape(1, -1, side, side), (wanted, wanted), mode="bicubic").flatten(2)
+    else:
+        rows = F.interpolate(rows, target.shape[-2], mode="linear")
+    return rows[0].t().reshape(target.shape)
+
+
+MVIT = """
+    cls_token               trunk.patches.cls_token
+    patch_embed.proj.{p}    trunk.patches.proj.{p}
+    pos_embed_class         trunk.patches.pos_class
+    pos_embed_spatial       trunk.patches.pos_space        space
+    pos_embed_temporal      trunk.patches.pos_time         line
+    norm.{p}                trunk.norm.{p}
+    head.projection.{p}     head.{p}
+    blocks.{b}.norm1.{p}    trunk.blocks.{b}.norm1.{p}
+    blocks.{b}.norm2.{p}    trunk.blocks.{b}.norm2.{p}
+    blocks.{b}.proj.{p}     trunk.blocks.{b}.proj.{p}
+    blocks.{b}.mlp.{u}.{p}  trunk.blocks.{b}.mlp.{u}.{p}
+    blocks.{b}.attn.qkv.{p}         trunk.blocks.{b}.attn.qkv.{p}
+    blocks.{b}.attn.proj.{p}        trunk.blocks.{b}.attn.proj.{p}
+    blocks.{b}.attn.pool_{x}.{p}    trunk.blocks.{b}.attn.{x}.conv.{p}
+    blocks.{b}.attn.norm_{x}.{p}    trunk.blocks.{b}.attn.{x}.norm.{p}
+    blocks.{b}.attn.rel_pos_{x}     trunk.blocks.{b}.attn.relative.{x}    line
+"""
 REST = """
     head.projection.{p}     head.{p}
     solver.{p}              -         numbers of the solver
@@ -97,4 +136,10 @@ SLOW = Layout(
     table(_pathway(0, "") + REST),
     spell=spell,
     adapt=adapt,
+)
+MULTISCALE = Layout(
+    "pyslowfast",
+    frozenset({"blocks.0.attn.pool_k.weight"}),
+    table(MVIT),
+    adapt=resize,
 )
