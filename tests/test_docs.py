@@ -162,7 +162,7 @@ def parse(words: list[str]) -> tuple[str, dict[str, object]]:
 
 def test_the_pages_show_every_command():
     names = {parse(shown.words)[0] for shown in commands()}
-    assert names >= {"predict", "train", "test", "recipes", "recipe", "check", "doctor"}
+    assert names >= {"predict", "train", "test", "recipes", "recipe", "check", "doctor", "zoo", "convert"}
 
 
 @pytest.mark.parametrize("shown", commands(), ids=lambda shown: f"{shown.where} {' '.join(shown.words)[:60]}")

@@ -91,8 +91,9 @@ def test_of_a_file_of_others_the_network_is_found_and_what_is_assumed_is_told(tm
     assert "some.pth: not a known release: preprocessing as of tsn assumed" in capsys.readouterr().err
 
 
-def test_a_file_without_classifier_does_not_predict(tmp_path):
-    torch.save({k: v for k, v in tiny().items() if "cls_head" not in k}, tmp_path / "some.pth")
+@pytest.mark.parametrize("name", ["some", "ircsn_from_scratch_r50_ig65m_20210617-ce545a37"])
+def test_a_file_without_classifier_does_not_predict(tmp_path, name):
+    torch.save({k: v for k, v in tiny().items() if "cls_head" not in k}, tmp_path / f"{name}.pth")
     with pytest.raises(WeightsError, match="no classifier") as error:
-        open_model(tmp_path / "some.pth")
+        open_model(tmp_path / f"{name}.pth")
     assert error.value.code == "WEIGHTS_MISMATCH"

@@ -58,7 +58,8 @@ def open_model(source: str | os.PathLike[str]) -> nn.Module:
     tensors, metadata = read_weights(path)
     origin: Card | Release | Identity | None
     origin = read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem)
-    origin = origin or identify(path, tensors)
+    if origin is None or getattr(origin, "headless", False):
+        origin = identify(path, tensors)
     model: Any = _assemble(origin.model, None, tensors, origin, {})
     if isinstance(origin, Card):
         model.metadata = msgspec.to_builtins(origin)
