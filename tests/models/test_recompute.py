@@ -62,7 +62,8 @@ def test_gradients_and_running_statistics_are_those_of_the_plain_network(name, o
     for (key, one), (other_key, other) in zip(model.named_parameters(), copy.named_parameters(), strict=True):
         assert key == other_key
         assert (one.grad is None) == (other.grad is None) == (not one.requires_grad)
-        assert one.grad is None or relative_error(other.grad, one.grad) < 1e-6
+        if one.grad is not None and not torch.equal(one.grad, other.grad):  # MViT's last queries get zeros
+            assert relative_error(other.grad, one.grad) < 1e-6
     for (key, one), (_, other) in zip(model.named_buffers(), copy.named_buffers(), strict=True):
         assert torch.equal(one, other), key
 
