@@ -18,10 +18,12 @@ LAYOUTS: tuple[Layout, ...] = (
     openmmlab.LAYOUT,
     reskd.LAYOUT,
     torchvision.LAYOUT,
+    torchvision.MVIT,
     *vmz.LAYOUTS,
     alphaction.LAYOUT,
     pyslowfast.SLOWFAST,
     pyslowfast.SLOW,
+    pyslowfast.MULTISCALE,
     *swin.LAYOUTS,
     uniformer.LAYOUT,
 )
