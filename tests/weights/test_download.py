@@ -10,7 +10,7 @@ import pytest
 
 from marey.errors import EnvironmentFault, MareyError, UsageError, WeightsError
 from marey.weights import download as module
-from marey.weights.download import download
+from marey.weights.download import download, sources
 from tests.weights.server import serving
 
 DATA = bytes(range(256)) * 400
@@ -407,6 +407,17 @@ def test_a_mirror_that_does_not_answer_is_asked_once(target, monkeypatch):
     with serving(lambda r: r.head(404)) as (base, _):
         error = failure(f"{base}/a/net.pth", target)
     assert error.message.count("refused") == 1
+
+
+@pytest.mark.parametrize("text", [None, "", " ,"])
+def test_without_mirrors_only_the_publisher_is_asked(text, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pth").write_bytes(b"of the folder one happens to be in")
+    if text is not None:
+        monkeypatch.setenv("MAREY_MIRROR", text)
+    assert sources("https://example.org/a/net.pth") == ["https://example.org/a/net.pth"]
+    monkeypatch.setenv("MAREY_OFFLINE", "yes")
+    assert sources("https://example.org/a/net.pth") == []
 
 
 def test_a_mirror_that_is_no_place_is_refused(target, monkeypatch):

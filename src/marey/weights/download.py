@@ -101,7 +101,7 @@ def sources(address: str) -> list[str | Path]:
     path = urlsplit(address).path.lstrip("/")
     places: list[str | Path] = []
     text = os.environ.get("MAREY_MIRROR", "")
-    for base in [text] if Path(text).is_dir() else filter(None, map(str.strip, text.split(","))):
+    for base in [text] if text and Path(text).is_dir() else filter(None, map(str.strip, text.split(","))):
         if urlsplit(base).scheme in ("http", "https"):
             places += [f"{base.rstrip('/')}/{name}" for name in (path, path.rpartition("/")[2])]
         elif Path(base).is_dir():
