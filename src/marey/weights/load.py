@@ -38,6 +38,7 @@ class LoadReport(msgspec.Struct, frozen=True):
     left_out  tensors of the file that were not used, and why
     head      "loaded", or "fresh": the classifier keeps the values it had
     fresh     tensors of the network that keep the values they had
+    resized   tensors of the network whose values were made for another size, and from which to which shape
     """
 
     source: str
@@ -45,12 +46,14 @@ class LoadReport(msgspec.Struct, frozen=True):
     left_out: dict[str, str]
     head: Literal["loaded", "fresh"]
     fresh: tuple[str, ...] = ()
+    resized: dict[str, str] = {}
 
     def summary(self) -> str:
         """One line for a person."""
         reasons = "; ".join(sorted(set(self.left_out.values())))
         out = f", {len(self.left_out)} of the file left out ({reasons})" if self.left_out else ""
-        return f"{self.loaded} tensors loaded ({self.source} layout){out}; classifier {self.head}"
+        fit = f", {len(self.resized)} of them resized" if self.resized else ""
+        return f"{self.loaded} tensors loaded{fit} ({self.source} layout){out}; classifier {self.head}"
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
@@ -120,7 +123,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
         raise WeightsError("WEIGHTS_LAYOUT", f"no known layout names its tensors {names}; known: {known}")
     if layout and layout.check:
         layout.check(found, model)
-    values, left_out = _fit(model, tensors, found)
+    values, left_out, resized = _fit(model, tensors, found)
     for name, value in values.items():
         if not value.isfinite().all():
             raise WeightsError("WEIGHTS_NOT_FINITE", f"the file's {name!r} holds NaN or infinity")
@@ -129,14 +132,16 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
             own[name].copy_(value)
     source = layout.source if layout else "marey"
     fresh = tuple(sorted(own.keys() - values.keys()))
-    return LoadReport(source, len(values), left_out, "fresh" if HEAD[0] in fresh else "loaded", fresh)
+    head: Literal["loaded", "fresh"] = "fresh" if HEAD[0] in fresh else "loaded"
+    return LoadReport(source, len(values), left_out, head, fresh, resized)
 
 
 def _fit(
     model: nn.Module, tensors: Mapping[str, Tensor], found: Match
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The checked value of each of our tensors, and what of the file is left out and why."""
-    own, values = model.state_dict(), dict[str, Tensor]()
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+    """The checked value of each of our tensors; what is left out and why; what was resized."""
+    own, values, resized = model.state_dict(), dict[str, Tensor](), dict[str, str]()
+    adapt = found.layout.adapt if found.layout else None
     left_out, unexpected, unfit = dict(found.left_out), list(found.unknown), []
     for ours, theirs in found.filled.items():
         value = tensors[theirs]
@@ -144,12 +149,15 @@ def _fit(
             unexpected.append(theirs)
             continue
         target = own[ours]
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        numbers = value.is_floating_point() and value.numel() > 0
         if found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
             steps = target.shape[2]
             value = (value / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)
-        elif ours in found.marks and found.layout and found.layout.adapt and value.shape != target.shape:
-            value = found.layout.adapt(found.marks[ours], value, target, model)
-        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        elif adapt and ours in found.marks and plain and numbers and value.shape != target.shape:
+            before, value = value, adapt(found.marks[ours], value, target, model)
+            if value.numel() != before.numel():
+                resized[ours] = f"{list(before.shape)} to {list(value.shape)}"
         alike = plain and value.is_floating_point() == target.is_floating_point()
         if alike and value.shape == target.shape:
             values[ours] = value
@@ -170,7 +178,7 @@ def _fit(
             missing.append(name)
     if missing or unexpected or unfit:
         raise _mismatch(own, found, missing=missing, unexpected=unexpected, unfit=unfit)
-    return values, left_out
+    return values, left_out, resized
 
 
 def _mismatch(own: Mapping[str, Tensor], found: Match, **lists: list[str]) -> WeightsError:
@@ -185,7 +193,7 @@ def _mismatch(own: Mapping[str, Tensor], found: Match, **lists: list[str]) -> We
     return WeightsError(
         "WEIGHTS_MISMATCH",
         f"the file does not fit the network; tensors: {'; '.join(parts)}{differ}; nothing was loaded. Create "
-        "the model that the file belongs to (depth, width, non_local=... and so on)",
+        "the model that the file belongs to (depth, width, style=..., non_local=... and so on)",
     )
 
 
