@@ -105,6 +105,22 @@ def test_a_server_that_ignores_ranges_starts_anew(target, validator):
     assert seen[1].headers["If-Range"] == next(iter(validator.values()), None)
 
 
+def test_an_interrupted_download_keeps_what_came_under_another_name(target, monkeypatch):
+    def interrupt(self, done):
+        raise KeyboardInterrupt
+
+    with serving(lambda r: r.rest(DATA)) as (base, seen):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module.Meter, "__call__", interrupt)
+            download(base, target, HASH)
+        assert not target.exists()
+        assert target.with_name(".net.pth.part").stat().st_size > 0
+        download(base, target, HASH)
+    assert target.read_bytes() == DATA
+    assert left(target) == ["net.pth"]
+    assert len(seen) == 2
+
+
 def test_a_weak_tag_is_not_asked_for(target):
     def script(r):
         if r.number == 0:
@@ -328,7 +344,7 @@ def test_a_redirect_from_https_to_http_is_not_followed(target, monkeypatch):
     monkeypatch.setattr(module, "_OPENER", Answers())
     error = failure("https://example.org/x", target)
     assert error.code == "DOWNLOAD_REDIRECT"
-    assert "http://example.org/x" in error.message
+    assert "leads to http://example.org/x, which is not followed" in error.message
 
 
 def test_the_answer_of_a_redirect_is_not_read(target):
