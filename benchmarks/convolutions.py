@@ -1,6 +1,6 @@
 """Ways to compute CSN's convolutions on the CPU, in GMAC/s beside a matrix product.
 
-python benchmarks/convolutions.py [--threads 1] [--precision 32|bf16] [--compile]
+python benchmarks/convolutions.py [--threads 1] [--precision 32|bf16] [--compile] [--train]
 
 Depthwise 3x3x3 and pointwise 1x1x1 convolutions of a 32 x 224 x 224 clip, with bias and ReLU; best of the
 rounds. On one thread processor time is taken, which a busy machine lengthens least.
@@ -16,10 +16,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.jobs.bench import relative_difference
+from marey.models.depthwise import DepthwiseConv3d
 
 LAST = torch.channels_last_3d
 # channels, frames, side, stride
@@ -88,6 +89,33 @@ def best(run: Callable[[], Any], threads: int, rounds: int) -> float:
     return min(found[1:])
 
 
+def training(rounds: int, threads: int) -> None:
+    """Forward and backward of the depthwise layers, milliseconds, in float32; gradients are compared."""
+    for channels, frames, side, stride in DEPTHWISE:
+        ours = DepthwiseConv3d(channels, stride)
+        plain = nn.Conv3d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        plain.load_state_dict(ours.state_dict())
+        clip = torch.randn(1, frames, side, side, channels).permute(0, 4, 1, 2, 3)
+        line = f"3x3x3  {channels:4} {frames:3}x{side}x{side} /{stride}, forward and backward, ms"
+        found: dict[str, tuple[Tensor, ...]] = {}
+        for name, conv, x in (
+            ("contiguous", plain, clip.contiguous()),
+            ("conv3d", plain, clip),
+            ("DepthwiseConv3d", ours, clip),
+        ):
+            x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+            above = torch.ones_like(conv(x)) / channels
+
+            def run(conv: nn.Module = conv, x: Tensor = x, above: Tensor = above) -> tuple[Tensor, ...]:
+                return torch.autograd.grad(conv(x), (x, *conv.parameters()), above)
+
+            found[name] = run()
+            line += f"  {name} {1000 * best(run, threads, rounds):.1f}"
+        for got, want in zip(found["DepthwiseConv3d"], found["contiguous"], strict=True):
+            assert relative_difference(got, want) < 1e-4
+        print(line, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,9 +123,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--train", action="store_true", help="depthwise layers forward and backward instead")
     parser.add_argument("--compile", action="store_true", help="the shifted sum by torch.compile, too")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    if given.train:
+        training(given.rounds, given.threads)
+        return
     torch.set_grad_enabled(False)
     dtype = torch.bfloat16 if given.precision == "bf16" else torch.float32
     square = torch.randn(2048, 2048).to(dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
+from marey.models.depthwise import DepthwiseConv3d
 
 # depth: (channels at a block's end over those in its middle, blocks of stages 1 to 4)
 DEPTHS: dict[int, tuple[int, tuple[int, int, int, int]]] = {
@@ -77,7 +78,10 @@ def unit(
     convolution: Any = nn.Conv3d if len(kernel) == 3 else nn.Conv2d
     reach = (kernel[0] // 2, kernel[-2] // 2, kernel[-1] // 2)[-len(kernel) :]
     padding = reach if dilation == 1 else tuple(side * dilation for side in reach)
-    conv = convolution(channels, out, kernel, stride, padding, dilation, groups, bias=False)
+    if groups == channels == out and kernel == (3, 3, 3) and isinstance(stride, int) and dilation == 1:
+        conv = DepthwiseConv3d(channels, stride)
+    else:
+        conv = convolution(channels, out, kernel, stride, padding, dilation, groups, bias=False)
     bn = nn.BatchNorm3d(out, eps) if len(kernel) == 3 else nn.BatchNorm2d(out, eps)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.constant_(bn.weight, gamma)
