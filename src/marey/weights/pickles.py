@@ -119,6 +119,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": torch.Size,
     "torch.device": lambda kind, *_: kind if isinstance(kind, str) else "",
     "collections.OrderedDict": _dict,
