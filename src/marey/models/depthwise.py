@@ -1,9 +1,9 @@
 """Depthwise 3x3x3 convolution whose gradients are fast on CPUs, too.
 
-oneDNN has fast kernels for its forward pass and for depthwise 2D convolutions in both directions, but none for
-the gradients in 3D: torch's take five to twenty times as long as the forward pass. So the gradient of the clip
-is computed as the convolution that it is, and those of strided clips and of the weights as sums over the three
-frames that the kernel sees. `benchmarks/convolutions.py --train` compares.
+oneDNN has fast kernels for its forward pass and for depthwise 2D convolutions in both directions, but none
+for the gradients in 3D: torch's take five to twenty times as long as the forward pass. So the gradient of the
+clip is computed as the convolution that it is, and those of strided clips and of the weights as sums over the
+three frames that the kernel sees. `benchmarks/convolutions.py --train` compares.
 Shapes: B clips, C channels, T frames, H x W pixels.
 """
 
