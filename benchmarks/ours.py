@@ -40,7 +40,7 @@ def task_of(job: Job, decoder: str, resize: Resize) -> Task:
 def load(task: Task) -> Sample | Views:
     """Decode and transform."""
     os.environ["MAREY_DECODER"] = task.decoder
-    return test_task(task.task) if isinstance(task.task, TestTask) else train_task(task.task)
+    return test_task(task.task) if isinstance(task.task, TestTask) else train_task(task.task)[0]
 
 
 def pixels(loaded: Sample | Views) -> Pixels:

@@ -13,6 +13,7 @@ from marey.recipes import schema
 from marey.recipes.catalog import describe_recipe, list_recipes, load_recipe, override
 from marey.recipes.schema import Recipe
 from marey.training.optim import Optimizer, Schedule
+from marey.video.augment import Augment, Erasing, Mixing, RandAugment
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.create import create_model
 
@@ -156,6 +157,16 @@ def test_no_field_of_a_recipe_is_idle():
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
     report = (SOURCE / "jobs" / "report.py").read_text()
-    for struct in (*structs, Optimizer, Schedule, Preprocess, Protocol):
+    for struct in (
+        *structs,
+        Optimizer,
+        Schedule,
+        Augment,
+        RandAugment,
+        Erasing,
+        Mixing,
+        Preprocess,
+        Protocol,
+    ):
         idle = [f for f in struct.__struct_fields__ if f not in read and f'"{f}"' not in report]
         assert not idle, f"{struct.__name__}: nothing reads {idle}"

@@ -1,12 +1,16 @@
 """Losses against values worked out by hand."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from marey.training.losses import classification_loss, multi_label_loss
+from marey.training.losses import classification_loss, multi_label_loss, soft_targets
+from tests.oracles import drawn_input
 
+SLOWFAST = json.loads((Path(__file__).parent / "oracles" / "slowfast.json").read_text())
 LOGITS = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])  # probabilities 1/4 3/4, and 1/2 1/2
 
 
@@ -42,3 +46,23 @@ def test_several_labels_are_judged_class_by_class():
 def test_half_precision_logits_are_judged_in_float32():
     big = torch.tensor([[300.0, 0.0]], dtype=torch.bfloat16)
     assert classification_loss(big, torch.tensor([1])).dtype == torch.float32
+
+
+@pytest.mark.parametrize("case", SLOWFAST["soft_cross_entropy"], ids=lambda case: case["logits"])
+def test_soft_targets_give_the_loss_of_pyslowfast(case):
+    seed = int(case["logits"].rpartition(" ")[2].rstrip(")"))
+    logits, target = 3 * drawn_input([4, 11], seed), drawn_input([4, 11], seed + 100).softmax(1)
+    assert classification_loss(logits, target).item() == pytest.approx(case["mean"], rel=1e-6)
+    alone = [classification_loss(logits[i : i + 1], target[i : i + 1]).item() for i in range(4)]
+    assert alone == pytest.approx(case["none"], rel=1e-6)
+
+
+def test_soft_targets_of_labels_give_the_same_loss_as_smoothed_labels():
+    labels, logits = torch.tensor([1, 0, 4]), drawn_input([3, 5], 1)
+    for smoothing in (0.0, 0.1):
+        soft = soft_targets(labels, 5, smoothing)
+        assert soft.sum(1).tolist() == pytest.approx([1, 1, 1])
+        expected = classification_loss(logits, labels, smoothing=smoothing)
+        assert classification_loss(logits, soft).item() == pytest.approx(expected.item(), rel=1e-6)
+    several = torch.tensor([[1.0, 1.0, 0.0]])
+    assert soft_targets(several, 3, 0.1) is several

@@ -1,18 +1,24 @@
 """Learning rates against mmcv 1.7.2 hooks and mmengine 0.10.7 schedulers, run with the published configs
-(open-mmlab/mmaction2@v0.24.1 and @4d6c9347); keys are "epoch.iteration", ten iterations an epoch."""
+(open-mmlab/mmaction2@v0.24.1 and @4d6c9347); keys are "epoch.iteration", ten iterations an epoch. Rates and
+groups of PySlowFast are those of oracles/slowfast.json."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from marey.errors import UsageError
 from marey.models import MODELS
+from marey.models.transformer import layer_numbers
+from marey.training.distributed import launch
 from marey.training.optim import Optimizer, Schedule, build_optimizer, lr_factor, parameter_groups, set_lr
+from tests.oracles import drawn_input, filled
 
 CASES = json.loads((Path(__file__).parent / "oracles" / "schedules.json").read_text())
+SLOWFAST = json.loads((Path(__file__).parent / "oracles" / "slowfast.json").read_text())
 NEW = {"warmup_rule": "1.x", "warmup_per": "epoch"}
 SETTINGS = {
     "0.x csn_58e": Schedule(kind="step", milestones=(32, 48), warmup_epochs=16),
@@ -40,6 +46,42 @@ def test_learning_rates_are_those_of_the_original_schedulers(name):
         assert case["lr"] * factor == pytest.approx(expected, rel=1e-8), key
 
 
+def pyslowfast(settings):
+    """The Schedule of a PySlowFast configuration, and its base rate."""
+    base = settings["BASE_LR"]
+    shared = {
+        "warmup_epochs": settings["WARMUP_EPOCHS"],
+        "warmup_start": settings["WARMUP_START_LR"] / base,
+        "warmup_rule": "slowfast",
+        "per": "iteration",
+    }
+    if "STEPS" in settings:
+        schedule = Schedule(kind="step", milestones=tuple(settings["STEPS"][1:]), gamma=0.1, **shared)
+    else:
+        begin = settings["WARMUP_EPOCHS"] if settings["COSINE_AFTER_WARMUP"] else 0
+        schedule = Schedule(
+            kind="cosine", cosine_from=begin, final=settings["COSINE_END_LR"] / base, **shared
+        )
+    return schedule, base * (settings["NUM_SHARDS"] if "BASE_LR_SCALE_NUM_SHARDS" in settings else 1)
+
+
+@pytest.mark.parametrize("case", SLOWFAST["learning_rate"], ids=lambda case: case["name"])
+def test_learning_rates_are_those_of_pyslowfast(case):
+    schedule, base = pyslowfast(case["settings"])
+    for position, expected in zip(case["epoch"], case["lr"], strict=True):
+        epoch, iteration = divmod(round(position * 1200), 1200)
+        factor = lr_factor(
+            schedule, epoch=epoch, iteration=iteration, per_epoch=1200, epochs=case["settings"]["MAX_EPOCH"]
+        )
+        assert base * factor == pytest.approx(expected, rel=1e-8), position
+
+
+def test_the_warm_up_of_whole_epochs_stands_still_within_them():
+    schedule = Schedule(warmup_rule="slowfast", warmup_per="epoch", warmup_epochs=4, warmup_start=0.0)
+    factors = [lr_factor(schedule, epoch=1, iteration=i, per_epoch=10, epochs=20) for i in (0, 9)]
+    assert factors[0] == factors[1] == pytest.approx((1 + np.cos(np.pi / 5)) / 2 / 4)
+
+
 def test_fractional_epochs_move_the_cosine_within_an_epoch():
     schedule = Schedule(kind="cosine", per="iteration")
     assert lr_factor(schedule, epoch=1, iteration=5, per_epoch=10, epochs=3) == pytest.approx(0.5)
@@ -64,10 +106,105 @@ def test_tsm_has_the_groups_of_its_paper_s_code():
     ]
 
 
+@pytest.mark.parametrize("name", ["uniformer_s", "uniformer_b", "mvit_b_32x3"])
+def test_vectors_have_the_groups_of_pyslowfast(name):
+    with torch.device("meta"):
+        model = MODELS[name](num_classes=11)
+    groups = parameter_groups(model, Optimizer(kind="adamw", groups="vectors", weight_decay=0.05))
+    rows = [
+        {
+            "weight_decay": g["weight_decay"],
+            "tensors": len(g["params"]),
+            "numbers": sum(map(torch.numel, g["params"])),
+        }
+        for g in groups
+    ]
+    assert rows == SLOWFAST["parameter_groups"][name]
+
+
+def test_tables_are_spared_on_demand():
+    with torch.device("meta"):
+        models = {name: MODELS[name](num_classes=11) for name in ("mvit_b_16x4", "swin3d_t")}
+    for name, tables in (("mvit_b_16x4", 4), ("swin3d_t", 12)):
+        sizes = []
+        for decayed in (True, False):
+            settings = Optimizer(groups="vectors", decay_tables=decayed)
+            sizes.append({g["name"]: len(g["params"]) for g in parameter_groups(models[name], settings)})
+        assert sizes[0]["decayed"] - sizes[1]["decayed"] == tables, (
+            "class token and positions; tables of windows"
+        )
+        assert sizes[1]["not decayed"] - sizes[0]["not decayed"] == tables
+
+
+def test_layers_have_rates_that_fall_towards_the_first():
+    """LAYER_DECAY ** (DEPTH + 1 - id): 0 for patches, positions and class token, i + 1 for block i."""
+    with torch.device("meta"):
+        model = MODELS["mvit_b_16x4"](num_classes=5)
+    layers = layer_numbers(model)
+    settings = Optimizer(groups="vectors", layer_decay=0.9)
+    groups = parameter_groups(model, settings, layers)
+    rates = {id(p): g["factor"] for g in groups for p in g["params"]}
+    found = {name: rates[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == sum(len(g["params"]) for g in groups)
+    for name in ("trunk.patches.cls_token", "trunk.patches.pos_space", "trunk.patches.proj.weight"):
+        assert found[name] == pytest.approx(0.9**17)
+    assert found["trunk.blocks.0.norm1.weight"] == pytest.approx(0.9**16)
+    assert found["trunk.blocks.15.mlp.fc2.bias"] == pytest.approx(0.9)
+    assert found["trunk.norm.weight"] == found["head.weight"] == found["head.bias"] == 1
+    decays = {g["name"]: g["weight_decay"] for g in groups}
+    assert decays == {"decayed": 1e-4, "not decayed": 0.0}
+
+
+def test_what_stands_between_blocks_goes_with_the_later_one():
+    with torch.device("meta"):
+        numbers = layer_numbers(MODELS["uniformer_s"](num_classes=5))
+    assert numbers["trunk.stage1.embed.proj.weight"] == 0
+    assert numbers["trunk.stage1.2.norm1.weight"] == 3
+    assert numbers["trunk.stage2.embed.proj.weight"] == numbers["trunk.stage2.0.norm1.weight"] == 4
+    assert numbers["trunk.norm.weight"] == numbers["head.weight"] == 3 + 4 + 8 + 3 + 1
+
+
+def test_a_network_without_blocks_of_tokens_has_no_layers():
+    with pytest.raises(UsageError, match="layer_decay"):
+        layer_numbers(nn.Linear(2, 2))
+
+
+def test_the_backbone_may_have_a_rate_of_its_own():
+    with torch.device("meta"):
+        model = MODELS["swin3d_t"](num_classes=5)
+    for kind in ("all", "vectors"):
+        groups = parameter_groups(model, Optimizer(groups=kind, backbone_factor=0.1))
+        rates = {id(p): g["factor"] for g in groups for p in g["params"]}
+        slow = {name: rates[id(p)] for name, p in model.named_parameters()}
+        assert {name for name, rate in slow.items() if rate == 1} == {"head.weight", "head.bias"}
+        assert {rate for name, rate in slow.items() if not name.startswith("head")} == {0.1}
+
+
+def test_adamw_has_its_published_constants_and_decouples_the_decay():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    optimizer = build_optimizer(model, Optimizer(kind="adamw", lr=0.1, weight_decay=0.5, groups="vectors"))
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+    model.weight.grad = torch.full((1, 1), 3.0)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
+
+
+def test_gradients_are_clipped_as_in_the_original():
+    case = SLOWFAST["gradient_clip"]
+    model = nn.Linear(3, 2)
+    model.load_state_dict(filled({name: tuple(p.shape) for name, p in model.named_parameters()}, "clip"))
+    model(10 * drawn_input([5, 3], 600)).square().sum().backward()
+    fabric = launch(accelerator="cpu")
+    norm = fabric.clip_gradients(model, torch.optim.SGD(model.parameters()), max_norm=case["max_norm"])
+    assert norm.item() == pytest.approx(case["norm_before"])
+    assert model.weight.grad.flatten().tolist() == pytest.approx(case["weight_grad_after"], rel=1e-6)
+
+
 def test_frozen_parameters_are_in_no_group():
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, 2))
     model[1].requires_grad_(False)
-    for kind in ("all", "tsm"):
+    for kind in ("all", "tsm", "vectors"):
         held = {id(p) for g in parameter_groups(model, Optimizer(groups=kind)) for p in g["params"]}
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -97,9 +234,24 @@ def test_sgd_steps_as_the_formula_says():
     assert weight.item() == pytest.approx(first - 0.1 * (0.9 * 2.0 + 1 + 0.5 * first))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0}, {"weight_decay": -1}, {"clip_norm": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lr": 0},
+        {"weight_decay": -1},
+        {"clip_norm": 0},
+        {"layer_decay": 0},
+        {"layer_decay": 1.1},
+        {"backbone_factor": 0},
+        {"groups": "tsm", "layer_decay": 0.9},
+        {"groups": "tsm", "backbone_factor": 0.1},
+        {"decay_tables": False},
+    ],
+)
 def test_senseless_settings_are_refused(wrong):
     with pytest.raises(UsageError):
         Optimizer(**wrong)
     with pytest.raises(UsageError, match="milestones"):
         Schedule(kind="step")
+    with pytest.raises(UsageError, match="final"):
+        Schedule(kind="step", milestones=(1,), final=0.1)

@@ -80,13 +80,14 @@ def test_indices(n: int, world: int = 1, rank: int = 0) -> Ints:
 
 
 class TrainTask(msgspec.Struct, frozen=True):
-    """A sample to load for training."""
+    """A sample to load for training, as so many clips."""
 
     entry: Entry
     index: int
     seed: int
     epoch: int
     preprocess: Preprocess
+    copies: int = 1
 
     @property
     def path(self) -> str:
@@ -117,17 +118,24 @@ class TestTask(msgspec.Struct, frozen=True):
         return self.entry.path
 
 
-def train_task(task: TrainTask) -> Sample:
-    """Load a random clip; all its draws come from (seed, epoch, index). Raises as `whole_part`."""
+def train_task(task: TrainTask) -> list[Sample]:
+    """Load a random clip, cut `copies` times, by draws from `copy_rng`. Raises as `whole_part`."""
     entry, preprocess = task.entry, task.preprocess
+    rngs = [copy_rng(task.seed, task.epoch, task.index, copy) for copy in range(task.copies)]
     with _opened(entry) as video:
         part = whole_part(entry, video)
-        clip = preprocess.train(video, generator(task.seed, task.epoch, task.index), part)
+        clips = preprocess.train_copies(video, rngs, part)
         padded = len(part) < preprocess.span(video.fps)
-    labels = entry.labels
-    if clip.mirrored:
-        labels = tuple(preprocess.mirror_label(label) for label in labels)
-    return Sample(clip.frames, clip.mirrored, labels, padded)
+    shown = entry.labels
+    mirrored = tuple(preprocess.mirror_label(label) for label in shown)
+    return [
+        Sample(clip.frames, clip.mirrored, mirrored if clip.mirrored else shown, padded) for clip in clips
+    ]
+
+
+def copy_rng(seed: int, epoch: int, index: int, copy: int, *, device: bool = False) -> np.random.Generator:
+    """The draws of a copy of a sample: those of its loading, or those of what its device does to it."""
+    return generator(seed, epoch, index, 2 * copy + device)
 
 
 def test_task(task: TestTask) -> Views:
@@ -177,12 +185,13 @@ class Failure(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The samples of a step that could be loaded, B of them, perhaps none.
+    """The clips of a step that could be loaded, B of them, perhaps none; the copies of a sample lie together.
 
     frames    uint8 [B, T, H, W, 3], not yet mirrored
     mirrored  bool [B], which of them `normalize` shall mirror
     targets   int64 [B], or float32 [B, num_classes] of 0 and 1 (multi-label); those of the mirrored clip
     indices   int64 [B], places in the list
+    copies    int64 [B], number of each clip among the copies of its sample
     failures  the samples that are missing, counted and named
     padded    how many had fewer frames than the network's window, filled up by the out_of_bound rule
     """
@@ -191,6 +200,7 @@ class Batch(NamedTuple):
     mirrored: Tensor
     targets: Tensor
     indices: Tensor
+    copies: Tensor
     failures: tuple[Failure, ...]
     padded: int
 
@@ -209,9 +219,11 @@ def train_batches(
     num_classes: int,
     multi_label: bool,
     class_power: float | None = None,
+    copies: int = 1,
 ) -> Iterator[Batch]:
     """The batches of one process and epoch, from `first_step` on; the pool works two batches ahead.
 
+    batch        samples of a step; each gives `copies` clips
     class_power  None: every sample once; else `class_order`'s power
     Raises DataError LABEL_COUNT or LABEL_RANGE, and any error that is not the file's.
     """
@@ -221,7 +233,7 @@ def train_batches(
         order = class_order(clips.single_labels(), power=class_power, seed=seed, epoch=epoch)
     steps = range(first_step, steps_per_epoch(len(clips), batch, world))
     chosen = (batch_indices(order, step, batch, world, rank).tolist() for step in steps)
-    tasks = (TrainTask(clips[i], i, seed, epoch, preprocess) for indices in chosen for i in indices)
+    tasks = (TrainTask(clips[i], i, seed, epoch, preprocess, copies) for indices in chosen for i in indices)
     results = pool.run(train_task, tasks, prefetch=2 * batch + pool.workers)
     for step in steps:
         taken = list(islice(results, len(batch_indices(order, step, batch, world, rank))))
@@ -229,13 +241,13 @@ def train_batches(
 
 
 def _collate(
-    taken: Iterable[tuple[TrainTask, Sample | MareyError]],
+    taken: Iterable[tuple[TrainTask, list[Sample] | MareyError]],
     preprocess: Preprocess,
     clips: ClipList,
     num_classes: int,
     multi_label: bool,
 ) -> Batch:
-    good: list[tuple[int, Sample]] = []
+    good: list[tuple[int, int, Sample]] = []
     failures: list[Failure] = []
     for task, result in taken:
         if isinstance(result, MediaError):
@@ -243,21 +255,24 @@ def _collate(
         elif isinstance(result, MareyError):
             raise result  # not the file's fault: never skip it
         else:
-            good.append((task.index, result))
+            good += [(task.index, copy, sample) for copy, sample in enumerate(result)]
     hot = (num_classes,) if multi_label else ()
     return Batch(
         frames=_stack(
-            [sample.frames for _, sample in good], (preprocess.frames, *[preprocess.crop] * 2, 3), torch.uint8
+            [sample.frames for *_, sample in good],
+            (preprocess.frames, *[preprocess.crop] * 2, 3),
+            torch.uint8,
         ),
-        mirrored=torch.tensor([sample.mirrored for _, sample in good], dtype=torch.bool),
+        mirrored=torch.tensor([sample.mirrored for *_, sample in good], dtype=torch.bool),
         targets=_stack(
-            [_target(clips, index, sample.labels, num_classes, multi_label) for index, sample in good],
+            [_target(clips, index, sample.labels, num_classes, multi_label) for index, _, sample in good],
             hot,
             torch.float32 if multi_label else torch.int64,
         ),
-        indices=torch.tensor([index for index, _ in good], dtype=torch.int64),
+        indices=torch.tensor([index for index, *_ in good], dtype=torch.int64),
+        copies=torch.tensor([copy for _, copy, _ in good], dtype=torch.int64),
         failures=tuple(failures),
-        padded=sum(sample.padded for _, sample in good),
+        padded=sum(sample.padded for *_, sample in good),
     )
 
 

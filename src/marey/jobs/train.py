@@ -1,5 +1,6 @@
 """`marey train`: from a recipe to a run folder; killed at any moment it continues as if nothing had been."""
 
+import copy
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric.fabric import Fabric
 from torch import Tensor
 
-from marey.data.clips import Batch, Failures, steps_per_epoch, train_batches
+from marey.data.clips import Batch, Failures, copy_rng, steps_per_epoch, train_batches
 from marey.data.workers import Pool
 from marey.errors import MareyError, UsageError
 from marey.jobs import setup
@@ -25,16 +26,22 @@ from marey.jobs.progress import Window, duration
 from marey.jobs.report import write_report
 from marey.jobs.runs import Run, check_same, last_run, new_run
 from marey.models.recompute import recompute_blocks
+from marey.models.transformer import layer_numbers
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Recipe
 from marey.training.adapt import recompute_batch_norm
 from marey.training.checkpoint import load_state, save_state
 from marey.training.distributed import anyone, gather, launch, same_buffers
+from marey.training.ema import update_average
 from marey.training.loop import Examples, Step, train_steps
-from marey.training.losses import classification_loss, multi_label_loss
+from marey.training.losses import classification_loss, multi_label_loss, soft_targets
 from marey.training.optim import build_optimizer, lr_factor
+from marey.video.augment import draw_mixture, mix, mix_targets, rand_augment, random_erase
 from marey.video.preprocess import normalize
+from marey.video.sampling import generator
 from marey.weights.native import save_checkpoint
+
+MIXING = 2**32  # the first process mixes its batches by this stream of random numbers, the next by the next
 
 
 class Trained(NamedTuple):
@@ -126,10 +133,15 @@ class Training:
         network, report = setup.build_model(recipe, seed)
         if report is not None:
             run.say(report.summary())
+        # what is validated and saved: with training.ema not the network that learns
+        self.scored = copy.deepcopy(network).to(fabric.device) if self.plan.ema else network
         if self.plan.checkpoint_activations:
             recompute_blocks(network)
         self.network = network
-        self.model, self.optimizer = fabric.setup(network, build_optimizer(network, self.plan.optimizer))
+        layers = layer_numbers(network) if self.plan.optimizer.layer_decay < 1 else None
+        self.model, self.optimizer = fabric.setup(
+            network, build_optimizer(network, self.plan.optimizer, layers)
+        )
         self.epoch, self.step = 0, 0
         self.best: list[float] | None = None
         self.best_metrics: dict[str, float] = {}
@@ -191,7 +203,7 @@ class Training:
             self._examples(),
             loss_of=loss,
             rate_of=rate,
-            seed_of=lambda number: _mixed(self.seed, self.epoch, number, self.fabric.global_rank),
+            seed_of=lambda number: _seed(self.seed, self.epoch, number, self.fabric.global_rank),
             steps=self.steps,
             first=self.step,
             accumulate=plan.accumulate,
@@ -216,6 +228,10 @@ class Training:
         self.step = step.number + 1
         self.window.add(step)
         closed = self.step % self.plan.accumulate == 0 or self.step == self.steps
+        if closed and self.plan.ema:
+            each = -(-self.steps // self.plan.accumulate)
+            updates = self.epoch * each + step.number // self.plan.accumulate + 1
+            update_average(self.scored, self.network, decay=self.plan.ema, updates=updates)
         if self.window.steps >= self.plan.log_every * self.plan.accumulate or self.step == self.steps:
             self._log(step)
         if closed and anyone(self.fabric, self.stop.is_set()):
@@ -243,10 +259,10 @@ class Training:
                     raise InterruptedError
                 clips += len(batch.frames)
                 if len(batch.frames):
-                    yield self._on_device(batch).clip
+                    yield self._on_device(batch, self.plan.epochs + self.epoch).clip
 
         try:
-            measured = recompute_batch_norm(self.network, batches(), fabric=self.fabric)
+            measured = recompute_batch_norm(self.scored, batches(), fabric=self.fabric)
         except InterruptedError:  # the norms are what they were again: now they can be saved
             raise self._stopped() from None
         clips = sum(gather(self.fabric, clips))
@@ -275,10 +291,10 @@ class Training:
 
     def _examples(self) -> Iterator[Examples]:
         """Batches of this epoch from the first step that is not done, on the device."""
-        for batch in self._batches(self.epoch, self.step):
+        for number, batch in enumerate(self._batches(self.epoch, self.step), self.step):
             self.padded += batch.padded
             self.current = tuple(batch.indices.tolist())
-            yield self._on_device(batch)
+            yield self._mixed(self._on_device(batch, self.epoch), number)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Training batches of an epoch; files that cannot be read are counted and named."""
@@ -296,6 +312,7 @@ class Training:
             num_classes=len(self.classes),
             multi_label=bool(recipe.data.multi_label),
             class_power=recipe.data.class_power,
+            copies=self.plan.augment.copies,
         )
         for batch in batches:
             for failure in batch.failures:
@@ -303,16 +320,37 @@ class Training:
                     self.run.say(f"skipped {failure.path}: {failure.code}: {failure.message}")
             yield batch
 
-    def _on_device(self, batch: Batch) -> Examples:
+    def _on_device(self, batch: Batch, epoch: int) -> Examples:
+        """The network's input, with what `training.augment` does to each clip on its own."""
         frames, targets, real = batch.frames, batch.targets, len(batch.frames)
+        places = zip(batch.indices.tolist(), batch.copies.tolist(), strict=True)
+        rngs = [copy_rng(self.seed, epoch, index, number, device=True) for index, number in places]
         if real == 0:  # a stand-in without weight, so that the other processes are not left waiting
             shape = (1, self.recipe.clips.frames, self.recipe.clips.crop, self.recipe.clips.crop, 3)
             frames = torch.zeros(shape, dtype=torch.uint8)
             targets = torch.zeros((1, *batch.targets.shape[1:]), dtype=batch.targets.dtype)
-        device = self.fabric.device
+        device, augment = self.fabric.device, self.plan.augment
         mirrored = batch.mirrored if real else None
-        clip = normalize(frames.to(device, non_blocking=True), self.recipe.clips, mirrored)
+        frames = frames.to(device, non_blocking=True)
+        if real:
+            frames = rand_augment(frames, augment.rand, rngs)
+        clip = normalize(frames, self.recipe.clips, mirrored)
+        if real:
+            clip = random_erase(clip, augment.erasing, rngs)
         return Examples(clip, targets.to(device), real)
+
+    def _mixed(self, examples: Examples, step: int) -> Examples:
+        """The batch with its clips and targets mixed, by draws of its own step and process."""
+        clip, targets, real = examples
+        settings = self.plan.augment.mixing
+        if not settings.probability or not real:
+            return examples
+        rng = generator(self.seed, self.epoch, step, MIXING + self.fabric.global_rank)
+        mixture = draw_mixture(settings, (clip.shape[4], clip.shape[3]), rng)
+        if mixture is None:
+            return examples
+        soft = soft_targets(targets, len(self.classes), self.plan.label_smoothing)
+        return Examples(mix(clip, mixture), mix_targets(soft, mixture), real)
 
     def _class_weights(self) -> Tensor | None:
         if self.plan.class_weights == "none":
@@ -325,10 +363,10 @@ class Training:
     def validate(self, clips: Any) -> None:
         """Score the validation list by the one-view protocol; keep the weights if they are the best."""
         recipe = self.recipe
-        self.network.eval()
-        same_buffers(self.fabric, self.network)
+        self.scored.eval()
+        same_buffers(self.fabric, self.scored)
         scored = score_list(
-            self.network,
+            self.scored,
             clips,
             recipe.clips,
             recipe.clips.val,
@@ -359,7 +397,7 @@ class Training:
         if not self.run.quiet:
             save_checkpoint(
                 path,
-                self.network,
+                self.scored,
                 preprocess=self.recipe.clips,
                 class_names=self.classes,
                 recipe=msgspec.to_builtins(self.recipe),
@@ -382,6 +420,8 @@ class Training:
                 "padded": self.padded,
                 "window": self.window.plain(),
             }
+            if self.plan.ema:
+                state["average"] = self.scored.state_dict()
             save_state(self.run.state, state)
             self._checkpoint(self.run.last, self.best_metrics)
         self.saved_at = time.monotonic()
@@ -395,6 +435,8 @@ class Training:
                     "RESUME_MISMATCH", f"the run has {name} {state[name]}, not {value}; give the same"
                 )
         self.network.load_state_dict(state["model"])
+        if self.plan.ema:
+            self.scored.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_metrics = state["best"], state["best_metrics"]
@@ -471,6 +513,6 @@ def _rescaled(recipe: Recipe, world: int, wanted: bool) -> Recipe:
     return msgspec.structs.replace(recipe, training=plan)
 
 
-def _mixed(*numbers: int) -> int:
+def _seed(*numbers: int) -> int:
     """One seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

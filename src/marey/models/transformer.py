@@ -104,3 +104,22 @@ def drop_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
         rates.append([rate * (block + number) / steps for number in range(depth)])
         block += depth
     return rates
+
+
+def layer_numbers(model: nn.Module) -> dict[str, int]:
+    """Number of the layer that each parameter belongs to, for rates that fall from the last to the first.
+
+    Block i is layer i + 1. Layer 0 is what stands before the first block, what stands between two blocks goes
+    with the later one, what follows the last is a layer of its own. Raises UsageError BAD_VALUE where the
+    network has no blocks of tokens.
+    """
+    blocks = [name for name, module in model.named_modules() if isinstance(module, TokenBlock)]
+    if not blocks:
+        raise UsageError("BAD_VALUE", f"{type(model).__name__} has no blocks of tokens, so no layer_decay")
+    numbers, passed = {}, 0
+    for name, _ in model.named_parameters():
+        number = next((i for i, block in enumerate(blocks) if name.startswith(f"{block}.")), None)
+        if number is not None:
+            passed = number + 1
+        numbers[name] = passed + (number is None and passed > 0)
+    return numbers

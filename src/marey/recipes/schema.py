@@ -6,6 +6,7 @@ import msgspec
 
 from marey.errors import UsageError
 from marey.training.optim import Optimizer, Schedule
+from marey.video.augment import Augment
 from marey.video.preprocess import Preprocess
 
 
@@ -65,13 +66,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the network is trained.
 
     epochs           how often every clip is seen
-    batch            clips per process and step
+    batch            videos per process and step
+    augment          what is done to clips beyond crop and mirror: copies, RandAugment, erasing, mixing
     accumulate       steps whose gradients make one update
     reference_batch  clips per update that optimizer.lr is meant for
     scale_lr         multiply the rate by (clips per update) / reference_batch
     optimizer        which optimiser, and with which rates
     schedule         how the learning rate moves
     label_smoothing  share of the target that is spread over all classes (one label per clip)
+    ema              0: off; else what is validated and saved is a moving average of the weights, which keeps
+                     this share of itself at each update, for example 0.9999
     precision        "32", or "bf16" autocast
     class_weights    "balanced": loss weights inverse to the classes' counts
     checkpoint_activations  residual blocks run again in the backward pass instead of keeping what they
@@ -91,7 +95,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     scale_lr: bool = False
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    augment: Augment = Augment()
     label_smoothing: float = 0.0
+    ema: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["32", "bf16"] = "32"
     checkpoint_activations: bool = False
@@ -106,6 +112,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise UsageError("RECIPE_VALUE", f"training.{field} must be at least 1")
         if self.precise_bn < 0:
             raise UsageError("RECIPE_VALUE", "training.precise_bn must not be below 0")
+        if not 0 <= self.ema < 1 or not 0 <= self.label_smoothing < 1:
+            raise UsageError("RECIPE_VALUE", "training.ema and training.label_smoothing must be 0 to below 1")
 
 
 class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,6 +21,15 @@ def classification_loss(
     return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=smoothing)
 
 
+def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
+    """Labels int64 [B] as float [B, C]: (1 - s) * one-hot + s / C. Float targets stay as they are."""
+    if targets.is_floating_point():
+        return targets
+    off = smoothing / num_classes
+    hot = torch.full((len(targets), num_classes), off, device=targets.device)
+    return hot.scatter_(1, targets.unsqueeze(1), 1 - smoothing + off)
+
+
 def multi_label_loss(logits: Tensor, targets: Tensor, *, class_weights: Tensor | None = None) -> Tensor:
     """Binary cross entropy of each class, mean over clips and classes; targets float [B, C] in 0..1."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets, weight=class_weights, reduction="mean")

@@ -1,11 +1,12 @@
 """Optimisers and learning-rate schedules, as settings and pure functions.
 
-The schedules of MMAction2 0.x (mmcv 1.7 hooks) and 1.x (mmengine 0.10 schedulers) differ in how warm-up
-is counted; both are here because published accuracies depend on them.
+The schedules of MMAction2 0.x (mmcv 1.7 hooks) and 1.x (mmengine 0.10 schedulers) and of PySlowFast
+(facebookresearch/SlowFast@287ec007:slowfast/utils/lr_policy.py) differ in how warm-up is counted and where it
+leads; all are here because published accuracies depend on them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -27,8 +28,12 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     nesterov     of SGD: look ahead by one momentum step
     betas        of AdamW: decay of its first and second moment
     weight_decay  pull of the weights towards 0; as a gradient in SGD, decoupled in AdamW
-    groups       "all": one group; "tsm": five groups, see `parameter_groups`
+    groups       "all": one group; "vectors": tensors with one axis (biases, norms) without decay; "tsm": five
+                 groups, see `parameter_groups`
+    decay_tables  with groups "vectors": position tables and class tokens decay too, as PySlowFast has it
     head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
+    backbone_factor  rate of everything but the classifier relative to lr (not with groups "tsm")
+    layer_decay  rate of a transformer's layer relative to that of the layer after it; 1: all alike
     clip_norm    gradients are scaled down to this 2-norm; None leaves them
     """
 
@@ -38,8 +43,11 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
-    groups: Literal["all", "tsm"] = "all"
+    groups: Literal["all", "vectors", "tsm"] = "all"
+    decay_tables: bool = True
     head_factor: float = 5.0
+    backbone_factor: float = 1.0
+    layer_decay: float = 1.0
     clip_norm: float | None = 40.0
 
     def __post_init__(self) -> None:
@@ -51,20 +59,31 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise UsageError(
                 "RECIPE_VALUE", "optimizer: lr and clip_norm must be above 0, weight_decay not below 0"
             )
+        if not (0 < self.layer_decay <= 1 and self.backbone_factor > 0):
+            raise UsageError(
+                "RECIPE_VALUE",
+                "optimizer: layer_decay must be above 0 and at most 1, backbone_factor above 0",
+            )
+        if self.groups == "tsm" and (self.layer_decay, self.backbone_factor) != (1, 1):
+            raise UsageError("RECIPE_VALUE", "optimizer: groups 'tsm' have their own rates of the layers")
+        if self.groups != "vectors" and not self.decay_tables:
+            raise UsageError("RECIPE_VALUE", "optimizer: decay_tables=false needs groups 'vectors'")
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the learning rate moves.
 
-    kind           "step" multiplies by gamma at each milestone; "cosine" falls to 0 at the last epoch
+    kind           "step" multiplies by gamma at each milestone; "cosine" falls to `final` at the last epoch
     milestones     epochs, counted from 0
     gamma          factor of a step
     per            "epoch": one value an epoch; "iteration": follows fractional epochs
     cosine_from    epoch at which the cosine begins (1.x lets it begin after the warm-up)
+    final          where the cosine ends, as a share of the full rate
     warmup_epochs  length of a linear rise to the full rate
     warmup_start   where the rise begins, as a share of the full rate
     warmup_per     the rise moves every "iteration" or every "epoch"
-    warmup_rule    "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit
+    warmup_rule    "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit;
+                   "slowfast": no share of the moving rate, but a line to what the rate is after the warm-up
     """
 
     kind: Literal["constant", "step", "cosine"] = "cosine"
@@ -72,20 +91,31 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     gamma: float = 0.1
     per: Literal["epoch", "iteration"] = "epoch"
     cosine_from: float = 0.0
+    final: float = 0.0
     warmup_epochs: float = 0.0
     warmup_start: float = 0.1
     warmup_per: Literal["iteration", "epoch"] = "iteration"
-    warmup_rule: Literal["0.x", "1.x"] = "0.x"
+    warmup_rule: Literal["0.x", "1.x", "slowfast"] = "0.x"
 
     def __post_init__(self) -> None:
         if self.kind == "step" and not self.milestones:
             raise UsageError("RECIPE_VALUE", "schedule: kind 'step' needs milestones, for example [20,40]")
+        if not 0 <= self.final <= 1 or (self.final and self.kind != "cosine"):
+            raise UsageError(
+                "RECIPE_VALUE", "schedule: final is where the cosine ends, 0..1 of the full rate"
+            )
 
 
 def lr_factor(schedule: Schedule, *, epoch: int, iteration: int, per_epoch: int, epochs: int) -> float:
     """What the base learning rate is multiplied by in this iteration (both count from 0; iteration within
     the epoch, per_epoch of them)."""
     position = epoch + (iteration / per_epoch if schedule.per == "iteration" else 0)
+    if schedule.warmup_rule == "slowfast":
+        risen = epoch + (iteration / per_epoch if schedule.warmup_per == "iteration" else 0)
+        if risen < schedule.warmup_epochs:
+            top = _decay(schedule, schedule.warmup_epochs, epochs)
+            return schedule.warmup_start + (top - schedule.warmup_start) * risen / schedule.warmup_epochs
+        return _decay(schedule, position, epochs)
     return _decay(schedule, position, epochs) * _warmup(schedule, epoch * per_epoch + iteration, per_epoch)
 
 
@@ -94,7 +124,8 @@ def _decay(schedule: Schedule, position: float, epochs: int) -> float:
         return schedule.gamma ** sum(milestone <= position for milestone in schedule.milestones)
     if schedule.kind == "cosine":
         done = (position - schedule.cosine_from) / (epochs - schedule.cosine_from)
-        return (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
+        left = (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
+        return schedule.final + (1 - schedule.final) * left
     return 1.0
 
 
@@ -108,16 +139,47 @@ def _warmup(schedule: Schedule, iteration: int, per_epoch: int) -> float:
     return schedule.warmup_start + (1 - schedule.warmup_start) * done
 
 
-def parameter_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, optimizer: Optimizer, layers: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Parameter groups for torch optimisers; each has `factor`, its learning rate relative to the base rate.
 
+    "vectors" (facebookresearch/SlowFast@287ec007:slowfast/models/optimizer.py): batch norm without decay,
+    what has several axes with, what has one without; position tables and class tokens, which are neither
+    weight nor bias of a layer, by `decay_tables`. Each is split by layer where layers have their own rates.
     "tsm" (MMAction2 v0.24.1, TSMOptimizerConstructor): weights x1 with decay, biases x2 without, batch norm
     x1 without decay, the classifier's weight x head_factor with and its bias x2 head_factor without decay.
     Parameters that are frozen are left out.
+
+    layers  with layer_decay: number of each parameter's layer, see `marey.models.transformer.layer_numbers`
     """
+    if optimizer.groups == "tsm":
+        return _tsm_groups(model, optimizer)
+    norms = {id(p) for m in model.modules() if isinstance(m, Norm) for p in m.parameters(recurse=False)}
+    deepest = max(layers.values()) if layers else 0
+    found: dict[tuple[str, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        kind = "all"
+        if optimizer.groups == "vectors":
+            table = name.rpartition(".")[2] not in ("weight", "bias")
+            free = parameter.ndim < 2 or (table and not optimizer.decay_tables)
+            kind = "batch norm" if id(parameter) in norms else "not decayed" if free else "decayed"
+        factor = 1.0 if name.startswith("head.") else optimizer.backbone_factor
+        if layers:
+            factor *= optimizer.layer_decay ** (deepest - layers[name])
+        found.setdefault((kind, factor), []).append(parameter)
+    order = ("all", "batch norm", "decayed", "not decayed")
+    groups = [
+        _group(
+            kind, found[kind, factor], factor, optimizer.weight_decay if kind in ("all", "decayed") else 0.0
+        )
+        for kind, factor in sorted(found, key=lambda key: (order.index(key[0]), key[1]))
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _tsm_groups(model: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    if optimizer.groups == "all":
-        return [_group("all", trained, 1.0, optimizer.weight_decay)]
     weighted = [m for m in model.modules() if isinstance(m, Weighted)]
     first = next(m for m in weighted if not isinstance(m, nn.Linear))
     last = [m for m in weighted if isinstance(m, nn.Linear)][-1]
@@ -143,9 +205,11 @@ def _group(name: str, parameters: Sequence[Tensor | None], factor: float, decay:
     return {"name": name, "params": trained, "factor": factor, "weight_decay": decay}
 
 
-def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, optimizer: Optimizer, layers: Mapping[str, int] | None = None
+) -> torch.optim.Optimizer:
     """The torch optimiser over the model's trained parameters; `set_lr` gives it its rate at each step."""
-    groups = parameter_groups(model, optimizer)
+    groups = parameter_groups(model, optimizer, layers)
     if optimizer.kind == "adamw":
         return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas)
     return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)

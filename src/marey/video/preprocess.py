@@ -299,15 +299,23 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
         All draws come from `rng`. Only the frames of the clip are decoded, each once.
         """
+        return self.train_copies(video, (rng,), within)[0]
+
+    def train_copies(
+        self, video: Source, rngs: Sequence[np.random.Generator], within: range | None = None
+    ) -> list[TrainClip]:
+        """One random clip, decoded once and cut at random for each generator, the first of which picks it."""
         part = np.arange(len(video)) if within is None else np.array(within)
-        index = part[self.pick_train(len(part), rng, video.fps)]
+        index = part[self.pick_train(len(part), rngs[0], video.fps)]
         numbers, place = np.unique(index, return_inverse=True)
-        frames = video.frames(numbers)
-        size, box = self._draw_box((frames.shape[2], frames.shape[1]), rng)
-        frames = crop_resize(frames, size, box, (self.crop, self.crop), self.resize)
-        if self.color_jitter:
-            frames = color_jitter(frames, rng, self.color_jitter)
-        return TrainClip(frames.index_select(0, torch.from_numpy(place)), bool(rng.random() < self.flip))
+        decoded, rows, copies = video.frames(numbers), torch.from_numpy(place), []
+        for rng in rngs:
+            size, box = self._draw_box((decoded.shape[2], decoded.shape[1]), rng)
+            frames = crop_resize(decoded, size, box, (self.crop, self.crop), self.resize)
+            if self.color_jitter:
+                frames = color_jitter(frames, rng, self.color_jitter)
+            copies.append(TrainClip(frames.index_select(0, rows), bool(rng.random() < self.flip)))
+        return copies
 
     def views(self, video: Source, protocol: Protocol, within: range | None = None) -> Views:
         """The views of a protocol; `within` limits them to some of the video's frames.

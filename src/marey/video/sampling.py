@@ -22,17 +22,18 @@ Rule = Literal["0.x", "1.x"]
 OutOfBound = Literal["loop", "repeat_last"]
 
 
-def generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The random draws of one sample: a function of these three numbers (each 0..2**64-1) alone.
+def generator(seed: int, epoch: int, index: int, stream: int = 0) -> np.random.Generator:
+    """The random draws of one sample: a function of these numbers (each 0..2**64-1) alone.
 
     Seed and epoch are the key of a Philox counter, the sample's index its highest word, so that no two
-    samples share a stream and none has to be advanced to reach another.
+    samples share a stream and none has to be advanced to reach another. `stream`, its second highest word,
+    gives a sample several: what draws in another process than its loader takes one of its own.
     """
-    for name, value in (("seed", seed), ("epoch", epoch), ("sample index", index)):
+    for name, value in (("seed", seed), ("epoch", epoch), ("sample index", index), ("stream", stream)):
         if not 0 <= value < 2**64:
             raise UsageError("SEED_RANGE", f"the {name} is {value}; it must be in 0..2**64-1")
     key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, 0, 0, index], np.uint64)
+    counter = np.array([0, 0, stream, index], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
