@@ -63,5 +63,6 @@ def test_embed_is_the_pooled_map_and_the_classifiers_input(name, options, passes
 
 
 def test_every_family_is_looked_at():
-    missing = {builder.func for builder in MODELS.values()} - {MODELS[name].func for name, _, _ in CASES}
+    families = {builder.func for name, builder in MODELS.items() if name != "nextvlad"}  # it takes features
+    missing = families - {MODELS[name].func for name, _, _ in CASES}
     assert not missing, "add a small network of each to CASES"

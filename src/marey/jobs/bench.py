@@ -239,6 +239,10 @@ def _network(name: str, size: str | None) -> tuple[nn.Module, tuple[int, int, in
         overrides: dict[str, Any] = {"segments": shape[0]} if counts and shape else {}
         model = create_model(name, **overrides)
     plan = model.preprocess
+    if plan is None:
+        raise UsageError(
+            "NO_CLIPS", f"{name} takes features of frames, not clips; there is nothing to measure"
+        )
     return model.eval(), shape or (plan.frames, plan.crop, plan.crop)
 
 

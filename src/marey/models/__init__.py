@@ -11,6 +11,7 @@ from torch import nn
 from marey.errors import UsageError, unknown
 from marey.models.csn import CSN
 from marey.models.mvit import MViT
+from marey.models.nextvlad import NeXtVLAD
 from marey.models.r2plus1d import R2Plus1D
 from marey.models.slowfast import SlowFast
 from marey.models.slowonly import SlowOnly
@@ -33,6 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mvit_b_32x3": partial(MViT, **MVIT_DEEP, pool_kernel=()),
     "mvit_v2_s": partial(MViT, version=2),
     "mvit_v2_b": partial(MViT, **MVIT_DEEP, version=2),
+    "nextvlad": partial(NeXtVLAD),
     "r2plus1d_r34": partial(R2Plus1D, 34),
     "r2plus1d_r152": partial(R2Plus1D, 152),
     "slowfast_r50": partial(SlowFast, 50),
