@@ -59,9 +59,8 @@ def expected_batches(recipe, *, copies):
     """Frames, what is mirrored, and targets of the first epoch, as the loader gives them."""
     clips = read_list(recipe.data.train)
     with Pool(0, 60) as pool:
-        yield from train_batches(
-            clips, recipe.clips, pool=pool, batch=8, seed=0, epoch=0, num_classes=6, multi_label=False, copies=copies
-        )  # fmt: skip
+        settings = {"batch": 8, "seed": 0, "epoch": 0, "num_classes": 6, "multi_label": False}
+        yield from train_batches(clips, recipe.clips, pool=pool, copies=copies, **settings)
 
 
 def test_each_setting_does_to_the_batches_what_it_says(tiny, tmp_path, seen):

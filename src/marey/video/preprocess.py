@@ -30,7 +30,7 @@ from marey.video.transforms import (
     random_crop,
     resize,
     scale_crop,
-    scaled,
+    to_short_side,
 )
 
 Sampling = Literal["clip", "segments", "dense", "untrimmed", "uniform"]
@@ -140,9 +140,11 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                       equal parts. "uniform": the same by the 1.x rule of its own. "dense": at equal steps
                       within a window of `sample_range` frames. "untrimmed": a clip every `clip_interval`
                       frames, for tests only
-    rule              test positions of the 0.x or the 1.x generation; published accuracies belong to one
+    rule              whose arithmetic: test positions of the "0.x" or the "1.x" generation of MMAction2; or
+                      positions, sizes and crops of PySlowFast, "slowfast", or "slowfast_offset" with its
+                      USE_OFFSET_SAMPLING ("clip" and "uniform"). Published accuracies belong to one
     out_of_bound      what stands in for frames after the last: "loop" from the first, or "repeat_last"
-    target_fps        frames are taken as if the video had this rate ("clip", rule 1.x)
+    target_fps        frames are taken as if the video had this rate ("clip", not rule 0.x)
     jitter            training: each frame moves on by an independent 0..interval-1
     keep_tail         training: starts reach the very end of the video
     short_side        frames are first resized to this short side; None: used as they are
@@ -193,6 +195,11 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         self.plan(self.val)
         self.plan(self.test)
 
+    @property
+    def pyslowfast(self) -> bool:
+        """Whether the rule is one of PySlowFast's."""
+        return self.rule in ("slowfast", "slowfast_offset")
+
     def plan(self, protocol: Protocol) -> Plan:
         """What a protocol comes to with this Preprocess; UsageError if the two do not go together."""
         p = protocol
@@ -211,12 +218,20 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         how, crop, twice = plan.sampling, plan.crop, plan.twice
         smallest = min(plan.clips, crop, plan.positions, plan.frames, plan.interval, short or 1)
         resampled = self.target_fps is not None
+        pyslowfast = self.pyslowfast
         faults = {
             "clips, crop, positions, frames, interval and short_side must be at least 1": smallest < 1,
             f"{how} sampling takes no clips": p.clips != 1 and how not in ("clip", "uniform"),
             f"{how} sampling takes no interval": plan.interval != 1 and how not in ("clip", "untrimmed"),
             f"{how} sampling cannot be twice": twice and how not in ("clip", "segments"),
             "dense sampling needs sample_range >= frames": how == "dense" and self.sample_range < plan.frames,
+            f"rule {self.rule} knows no {how} sampling": pyslowfast and how not in ("clip", "uniform"),
+            f"rule {self.rule} knows no ten crops, and nothing twice": (
+                pyslowfast and (plan.crops == "ten" or twice)
+            ),
+            "rule slowfast has one clip by uniform sampling": (
+                how == "uniform" and self.rule == "slowfast" and plan.clips > 1
+            ),
             "rule 1.x samples only single frames twice": (
                 twice and self.rule == "1.x" and how == "clip" and plan.frames > 1
             ),
@@ -237,6 +252,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return self.frames + (self.sampling == "uniform")
         if fps and self.target_fps:
             return max(1, int(self.frames * self.interval * fps / self.target_fps))
+        if self.pyslowfast:
+            return self.frames * self.interval
         interval = self.sample_range // self.frames if self.sampling == "dense" else self.interval
         return (self.frames - 1) * interval + 1
 
@@ -253,6 +270,10 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             ).reshape(-1)
         if self.sampling == "untrimmed":
             raise UsageError("PREPROCESS_INVALID", "untrimmed sampling has no random clips to train on")
+        if self.pyslowfast:
+            return sampling.spread_train(
+                n, length=length, interval=self.interval, rng=rng, fps=fps, target_fps=self.target_fps
+            ).reshape(-1)
         segments = self.sampling == "segments"
         return sampling.clip_train(
             n,
@@ -272,7 +293,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         plan = self.plan(protocol)
         length = plan.frames
         if plan.sampling == "uniform":
-            return sampling.uniform_test(n, length=length, clips=plan.clips)
+            return sampling.uniform_test(n, length=length, clips=plan.clips, middle=self.rule == "slowfast")
         if plan.sampling == "dense":
             window, positions = self.sample_range, plan.positions
             step = window // length
@@ -281,6 +302,16 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             )
         if plan.sampling == "untrimmed":
             return sampling.untrimmed(n, length=length, every=self.clip_interval, interval=plan.interval)
+        if self.pyslowfast:
+            return sampling.spread_test(
+                n,
+                length=length,
+                interval=plan.interval,
+                clips=plan.clips,
+                offset=self.rule == "slowfast_offset",
+                fps=fps,
+                target_fps=self.target_fps,
+            )
         segments = plan.sampling == "segments"
         return sampling.clip_test(
             n,
@@ -331,8 +362,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for first in range(0, len(numbers), DECODED_AT_ONCE):
             frames = video.frames(numbers[first : first + DECODED_AT_ONCE])
             size = (frames.shape[2], frames.shape[1])
-            size = scaled(size, plan.short_side / min(size)) if plan.short_side else size
-            boxes, mirror = crop_boxes(plan.crops, size, plan.crop)
+            size = to_short_side(size, plan.short_side, down=self.pyslowfast) if plan.short_side else size
+            boxes, mirror = crop_boxes(plan.crops, size, plan.crop, flush=self.pyslowfast)
             left, top = boxes[:, :2].min(axis=0).tolist()
             right, bottom = boxes[:, 2:].max(axis=0).tolist()
             pieces.append(
@@ -351,13 +382,14 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         short = self.short_side
         if self.train_short_side:
             short = int(rng.integers(*self.train_short_side, endpoint=True))
-        size = scaled(size, short / min(size)) if short else size
+        size = to_short_side(size, short, down=self.pyslowfast) if short else size
         if self.train_crop == "area":
-            return size, area_crop(size, rng)
+            return size, area_crop(size, rng, square=not self.pyslowfast)
         if self.train_crop == "random":
             return size, random_crop(size, self.crop, rng)
         if self.train_crop == "center":
-            left, top, right, bottom = crop_boxes("center", size, self.crop)[0][0].tolist()
+            boxes, _ = crop_boxes("center", size, self.crop, flush=self.pyslowfast)
+            left, top, right, bottom = boxes[0].tolist()
             return size, (left, top, right, bottom)
         points: Literal[5, 13] = 5 if self.train_crop == "multiscale5" else 13
         return size, scale_crop(size, self.crop, rng, scales=self.scales, gap=self.scale_gap, points=points)
@@ -412,7 +444,12 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         ),
         f"{p.sampling} sampling takes no interval": p.interval != 1 and not stepped,
         "target_fps must be above 0": p.target_fps is not None and not p.target_fps > 0,
-        "target_fps needs clip sampling by rule 1.x": (
+        f"rule {p.rule} knows no {p.sampling} sampling": p.pyslowfast
+        and p.sampling not in ("clip", "uniform"),
+        f"rule {p.rule} holds the last frame and knows no jitter, keep_tail or out_of_bound": (
+            p.pyslowfast and (p.jitter or p.keep_tail or p.out_of_bound != "loop")
+        ),
+        "target_fps needs clip sampling, and not rule 0.x": (
             p.target_fps is not None and (not clip or p.rule == "0.x")
         ),
         "jitter needs clip sampling with an interval above 1": p.jitter and (p.interval == 1 or not clip),

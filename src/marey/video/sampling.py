@@ -6,19 +6,22 @@
 Every sampler gives int64 `[clips, length]` with values in 0..n-1 for any n >= 1. Random ones draw from
 the `numpy.random.Generator` they are given and from nothing else. Rules "0.x" and "1.x" are those of
 open-mmlab/mmaction2@v0.24.1 (mmaction/datasets/pipelines/loading.py) and @4d6c9347
-(mmaction/datasets/transforms/loading.py): accuracies published with one belong to that one.
+(mmaction/datasets/transforms/loading.py): accuracies published with one belong to that one. The rules
+"slowfast" and "slowfast_offset" are PySlowFast's, without and with USE_OFFSET_SAMPLING
+(facebookresearch/SlowFast@287ec007:slowfast/datasets/decoder.py).
 """
 
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from marey.errors import MediaError, UsageError
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Rule = Literal["0.x", "1.x"]
+Rule = Literal["0.x", "1.x", "slowfast", "slowfast_offset"]
 OutOfBound = Literal["loop", "repeat_last"]
 
 
@@ -109,6 +112,66 @@ def clip_test(
     return fold(starts[:, None] + steps, n, out_of_bound)
 
 
+def spread_train(
+    n: int,
+    *,
+    length: int,
+    interval: int = 1,
+    rng: np.random.Generator,
+    fps: float | None = None,
+    target_fps: float | None = None,
+) -> Indices:
+    """One clip spread evenly over a window of length * interval frames that starts anywhere (PySlowFast).
+
+    The frames are (span - 1) / (length - 1) apart, a little more than the interval; those beyond the video
+    are its last frame. Rates as in `clip_train`.
+    """
+    _check(n, length=length, interval=interval)
+    span = _span(length, interval, fps, target_fps)
+    return _spread(n, [float(rng.uniform(0, max(n - span, 0)))], span, length)
+
+
+def spread_test(
+    n: int,
+    *,
+    length: int,
+    interval: int = 1,
+    clips: int = 1,
+    offset: bool = False,
+    fps: float | None = None,
+    target_fps: float | None = None,
+) -> Indices:
+    """As `spread_train`, from windows at fixed places, see `spread_starts`."""
+    _check(n, length=length, interval=interval, clips=clips)
+    span = _span(length, interval, fps, target_fps)
+    return _spread(n, spread_starts(n, span, clips, offset=offset), span, length)
+
+
+def spread_starts(n: float, span: float, clips: int, *, offset: bool) -> list[float]:
+    """Where the windows of a test start: at k / clips of the free room, so that none reaches the end.
+
+    offset  in whole frames from the first place to the last; one clip in the middle
+    """
+    room = max(n - span, 0.0)
+    if not offset:
+        return [room * k / clips for k in range(clips)]
+    if clips == 1:
+        return [float(room // 2)]
+    return [float(k * (room // (clips - 1))) for k in range(clips)]
+
+
+def _span(length: int, interval: int, fps: float | None, target_fps: float | None) -> float:
+    span = float(length * interval)
+    return span if target_fps is None else _resampled(length, span, fps, target_fps)[0]
+
+
+def _spread(n: int, starts: list[float], span: float, length: int) -> Indices:
+    rows = [
+        torch.linspace(s, s + span - 1, length) for s in starts
+    ]  # torch's own float32 steps, as published
+    return torch.stack(rows).clamp(0, n - 1).long().numpy()
+
+
 def fold(index: Floats, n: int, out_of_bound: OutOfBound = "loop") -> Indices:
     """Brings frame numbers >= 0 (real, `[clips, length]`) into 0..n-1 and drops their fractions.
 
@@ -169,10 +232,17 @@ def uniform_train(n: int, *, length: int, clips: int = 1, rng: np.random.Generat
     return index
 
 
-def uniform_test(n: int, *, length: int, clips: int = 1) -> Indices:
-    """One fixed frame from each of `length` equal parts; clip k takes it (k+1)/(clips+1) into the part."""
+def uniform_test(n: int, *, length: int, clips: int = 1, middle: bool = False) -> Indices:
+    """One fixed frame from each of `length` equal parts; clip k takes it (k+1)/(clips+1) into the part.
+
+    middle  halfway between the part's ends, which are whole frames, as PySlowFast reads Something-Something;
+            all clips are alike
+    """
     _check(n, length=length, clips=clips)
     part = (n - 1) / length
+    if middle:
+        ends = np.rint(part * np.arange(length + 1)).astype(np.int64)
+        return np.tile((ends[:-1] + ends[1:]) // 2, (clips, 1))
     into = (part / (clips + 1) * np.arange(1, clips + 1)).astype(np.int64)
     index: Indices = np.rint(part * np.arange(length)).astype(np.int64) + into[:, None]
     return index

@@ -41,17 +41,28 @@ def scaled(size: Size, factor: float) -> Size:
     return max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5))
 
 
+def to_short_side(size: Size, side: int, *, down: bool = False) -> Size:
+    """The size with this short side; the long side's fraction is rounded, or dropped (PySlowFast: `down`)."""
+    if not down:
+        return scaled(size, side / min(size))
+    width, height = (math.floor(length / min(size) * side) for length in size)
+    return width, height
+
+
 def fit(size: Size, bounds: Size) -> Size:
     """The largest size, aspect kept, whose long and short side do not exceed those of `bounds`."""
     return scaled(size, min(max(bounds) / max(size), min(bounds) / min(size)))
 
 
-def crop_boxes(kind: Crops, size: Size, crop: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def crop_boxes(
+    kind: Crops, size: Size, crop: int, *, flush: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The square boxes [C, 4] of a test protocol in their published order, and which are mirrored, [C].
 
     "center"  one. "three": left, right, middle of a wide frame (top, bottom, middle of a tall one); they
               cover it only if its short side is `crop`. "ten": corners and centre, each followed by its
               mirror image. Boxes at the far side can end one to three pixels before the border.
+    flush     they end at the border, and middles are rounded up, as PySlowFast has it (not with "ten")
     Raises MediaError FRAME_TOO_SMALL, FRAME_SHAPE.
     """
     x, y = size[0] - crop, size[1] - crop
@@ -62,7 +73,7 @@ def crop_boxes(kind: Crops, size: Size, crop: int) -> tuple[NDArray[np.int64], N
     if kind == "three" and x and y:
         raise MediaError("FRAME_SHAPE", f"three crops of {crop} do not cover frames of {size[0]}x{size[1]}")
     parts, points = GRIDS[kind]
-    corners = np.array(points) * (x // parts, y // parts)
+    corners = -(-np.array(points) * (x, y) // parts) if flush else np.array(points) * (x // parts, y // parts)
     boxes = np.concatenate([corners, corners + crop], axis=1).astype(np.int64)
     if kind == "ten":
         return boxes.repeat(2, axis=0), np.tile([False, True], 5)
@@ -82,10 +93,12 @@ def area_crop(
     *,
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    square: bool = True,
 ) -> Box:
     """RandomResizedCrop: a box of random share of the frame's area and random width / height.
 
-    The first of ten candidates that fits wins; if none does, the centred square of the short side.
+    The first of ten candidates that fits wins; if none does, the centred square of the short side, or
+    without `square` the largest centred box within the aspects (PySlowFast).
     """
     width, height = size
     aspects = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]), 10))
@@ -95,9 +108,13 @@ def area_crop(
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    short = min(size)
-    left, top = (width - short) // 2, (height - short) // 2
-    return left, top, left + short, top + short
+    w, h = (
+        (min(size),) * 2
+        if square
+        else (min(width, round(height * aspect[1])), min(height, round(width / aspect[0])))
+    )
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
 
 
 def area_size(area: float, aspect: float) -> Size:

@@ -1,0 +1,158 @@
+"""Frames, sizes and crops by PySlowFast's rules against its own, with its own draws."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from marey.errors import UsageError
+from marey.video import sampling
+from marey.video.preprocess import Preprocess, Protocol
+from marey.video.sampling import generator
+from marey.video.transforms import area_crop, crop_boxes, to_short_side
+
+ORACLE = json.loads((Path(__file__).parent / "oracles" / "slowfast_sampling.json").read_text())
+
+
+class Python(random.Random):
+    """Python's generator behind the names of numpy's."""
+
+    def integers(self, low, high, size, endpoint):
+        assert endpoint and size == (1, len(low))
+        return np.array([[self.randint(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]])
+
+
+def dense(case):
+    rule = "slowfast_offset" if case["use_offset"] else "slowfast"
+    return Preprocess(frames=case["num_frames"], interval=case["rate"], rule=rule)
+
+
+def test_dense_clips_of_a_test_are_the_published_ones():
+    assert len(ORACLE["dense_test"]) > 20
+    for case in ORACLE["dense_test"]:
+        index = dense(case).pick_test(case["frames"], Protocol(clips=case["num_clips"]))
+        assert index.shape == (case["num_clips"], case["num_frames"]) and index.dtype == np.int64
+        assert index[case["clip"]].tolist() == case["index"], case
+
+
+def test_dense_clips_of_training_are_those_of_the_same_draws():
+    for case in ORACLE["dense_train"]:
+        clips = Preprocess(frames=case["num_frames"], interval=case["rate"], rule="slowfast")
+        assert clips.pick_train(case["frames"], Python(case["seed"])).tolist() == case["index"], case
+
+
+def test_windows_start_and_end_where_the_published_ones_do():
+    for case in ORACLE["clip_start_end"]:
+        starts = sampling.spread_starts(
+            case["video"], case["clip_size"], case["num_clips"], offset=case["use_offset"]
+        )
+        start = starts[case["clip"]]
+        assert [start, start + case["clip_size"] - 1] == pytest.approx(case["start_end"])
+
+
+def test_another_rate_stretches_the_window():
+    """32 x 2 at 30 fps are 128 frames at 60: every fourth and a bit, in training and test."""
+    clips = Preprocess(frames=32, interval=2, rule="slowfast_offset", target_fps=30)
+    assert clips.pick_test(128, Protocol(), 60.0)[0].tolist() == [int(127 / 31 * i) for i in range(32)]
+    assert clips.pick_train(128, generator(0, 0, 0), 60.0)[-1] == 127
+    assert clips.span(60.0) == 128 and Preprocess(frames=32, interval=2, rule="slowfast").span() == 64
+
+
+def test_sparse_frames_are_the_published_ones():
+    for case in ORACLE["sparse_test"]:
+        for rule in ("slowfast_offset", "1.x"):
+            clips = Preprocess(frames=case["num_frames"], sampling="uniform", rule=rule)
+            index = clips.pick_test(case["frames"], Protocol(clips=case["views"]))
+            assert index.tolist() == case["index"], case
+    for case in ORACLE["sparse_train"]:
+        clips = Preprocess(frames=case["num_frames"], sampling="uniform", rule="slowfast_offset")
+        assert clips.pick_train(case["frames"], Python(case["seed"])).tolist() == case["index"], case
+
+
+def test_the_middle_of_each_part_is_pyslowfast_s_own_sparse_rule():
+    for case in ORACLE["sparse_middle"]:
+        clips = Preprocess(frames=case["num_frames"], sampling="uniform", rule="slowfast")
+        assert clips.pick_test(case["frames"], Protocol()).tolist() == [case["index"]]
+
+
+def test_short_sides_are_the_published_ones():
+    for case in ORACLE["short_side"]:
+        height, width = case["result"]
+        assert to_short_side((case["width"], case["height"]), case["short_side"], down=True) == (
+            width,
+            height,
+        )
+
+
+def test_crops_are_the_published_ones():
+    """Left or top, right or bottom, and the middle; index 0, 2, 1 upstream."""
+    met = 0
+    for case in ORACLE["uniform_crop"]:
+        size, crop = (case["width"], case["height"]), case["size"]
+        kind, place = ("center", 0) if case["index"] == 1 else ("three", case["index"] // 2)
+        if kind == "three" and min(size) > crop:
+            continue  # three crops that do not cover the frame are refused
+        left, top = crop_boxes(kind, size, crop, flush=True)[0][place, :2].tolist()
+        assert [top, left] == case["top_left"], case
+        met += 1
+    assert met >= 15
+
+
+def test_a_crop_that_never_fits_falls_back_to_the_published_one():
+    for case in ORACLE["area_fallback"]:
+        height, width = case["input"]
+        box = area_crop((width, height), generator(0, 0, 0), area=(9, 9), aspect=(0.75, 1.3333), square=False)
+        top, left, h, w = case["top_left_height_width"]
+        assert box == (left, top, left + w, top + h)
+
+
+class Wide:
+    """A video of 341 x 258 whose pixels say where they are."""
+
+    fps = 30.0
+
+    def __len__(self):
+        return 40
+
+    def frames(self, indices):
+        rows = torch.arange(258).view(1, -1, 1, 1) % 256
+        columns = torch.arange(341).view(1, 1, -1, 1) % 256
+        pixels = torch.cat(
+            [rows.expand(1, 258, 341, 1), columns.expand(1, 258, 341, 1), columns * 0 + rows * 0], 3
+        )
+        return pixels.to(torch.uint8).expand(len(indices), -1, -1, -1).contiguous()
+
+
+def test_a_preprocess_of_this_rule_cuts_by_it():
+    shared = {"frames": 4, "interval": 4, "crop": 97, "short_side": None, "train_crop": "center", "flip": 0}
+    new, old = (Preprocess(rule=rule, **shared) for rule in ("slowfast", "0.x"))
+    corners = [c.views(Wide(), Protocol()).batch()[0, 0, 0, 0].tolist() for c in (new, old)]
+    assert corners == [[81, 122, 0], [80, 122, 0]], "161 / 2 rounded up and down"
+    trained = [c.train(Wide(), generator(0, 0, 0)).frames[0, 0, 0].tolist() for c in (new, old)]
+    assert trained == corners
+    sides = [Preprocess(rule=rule, frames=4, short_side=112, crop=112) for rule in ("slowfast", "0.x")]
+    widths = [c.views(Wide(), Protocol(crops="three")).boxes[1, 2] for c in sides]
+    assert widths == [148, 148]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampling": "dense"},
+        {"sampling": "segments"},
+        {"jitter": True, "interval": 2},
+        {"out_of_bound": "repeat_last"},
+        {"keep_tail": True},
+        {"test": Protocol(twice=True)},
+        {"test": Protocol(crops="ten")},
+        {"test": Protocol(sampling="segments")},
+        {"sampling": "uniform", "rule": "slowfast", "test": Protocol(clips=2)},
+    ],
+)
+def test_what_this_rule_does_not_know_is_refused(wrong):
+    with pytest.raises(UsageError, match="rule slowfast") as error:
+        Preprocess(**({"rule": "slowfast_offset"} | wrong))
+    assert error.value.code == "PREPROCESS_INVALID"
