@@ -180,6 +180,40 @@ def test_the_backbone_may_have_a_rate_of_its_own():
         assert {rate for name, rate in slow.items() if not name.startswith("head")} == {0.1}
 
 
+def test_norms_alone_are_spared_where_biases_decay():
+    """PySlowFast without ZERO_WD_1D_PARAM: the classifier's bias is the only bias, and it decays."""
+    with torch.device("meta"):
+        model = MODELS["slowfast_r50"](num_classes=5)
+    groups = {g["name"]: g for g in parameter_groups(model, Optimizer(groups="norms"))}
+    assert groups.keys() == {"batch norm", "decayed"}
+    assert sorted(p.ndim for p in groups["decayed"]["params"])[:2] == [1, 2]
+    assert any(p is model.head.bias for p in groups["decayed"]["params"])
+    assert groups["batch norm"]["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("kind", ["norms", "tables"])
+def test_swin_s_tables_norms_and_backbone_have_their_own_settings(kind):
+    """(rate, decay) in MMAction2 1.x, where all settings that match multiply, and by mmcv's longest name."""
+    with torch.device("meta"):
+        model = MODELS["swin3d_t"](num_classes=5)
+    settings = {"decay_tables": False} if kind == "norms" else {}
+    groups = parameter_groups(
+        model, Optimizer(groups=kind, backbone_factor=0.1, weight_decay=0.02, **settings)
+    )
+    rows = {id(p): (g["factor"], g["weight_decay"]) for g in groups for p in g["params"]}
+    found = {name: rows[id(p)] for name, p in model.named_parameters()}
+    assert found["trunk.stage1.0.attn.table"] == {"norms": (0.1, 0.0), "tables": (1.0, 0.0)}[kind]
+    for name in ("trunk.stage1.0.norm1.bias", "trunk.patches.norm.weight", "trunk.norm.weight"):
+        assert found[name] == {"norms": (0.1, 0.0), "tables": (0.1, 0.02)}[kind]
+    for name in (
+        "trunk.stage1.0.attn.qkv.bias",
+        "trunk.patches.proj.weight",
+        "trunk.stage4.1.mlp.fc1.weight",
+    ):
+        assert found[name] == (0.1, 0.02)
+    assert found["head.weight"] == found["head.bias"] == (1.0, 0.02)
+
+
 def test_adamw_has_its_published_constants_and_decouples_the_decay():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
@@ -204,7 +238,7 @@ def test_gradients_are_clipped_as_in_the_original():
 def test_frozen_parameters_are_in_no_group():
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, 2))
     model[1].requires_grad_(False)
-    for kind in ("all", "tsm", "vectors"):
+    for kind in ("all", "tsm", "vectors", "norms", "tables"):
         held = {id(p) for g in parameter_groups(model, Optimizer(groups=kind)) for p in g["params"]}
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
 

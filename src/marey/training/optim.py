@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from marey.errors import UsageError
 
 Norm = nn.modules.batchnorm._BatchNorm
+AnyNorm = (Norm, nn.LayerNorm, nn.GroupNorm)
 Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
 
@@ -28,9 +29,11 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     nesterov     of SGD: look ahead by one momentum step
     betas        of AdamW: decay of its first and second moment
     weight_decay  pull of the weights towards 0; as a gradient in SGD, decoupled in AdamW
-    groups       "all": one group; "vectors": tensors with one axis (biases, norms) without decay; "tsm": five
-                 groups, see `parameter_groups`
-    decay_tables  with groups "vectors": position tables and class tokens decay too, as PySlowFast has it
+    groups       what does not decay. "all": everything does; "norms": batch and layer norms; "vectors":
+                 tensors with one axis (biases, norms); "tables": position tables and class tokens, which learn
+                 at the full rate; "tsm": five groups. See `parameter_groups`
+    decay_tables  with groups "norms" and "vectors": position tables and class tokens decay too, as PySlowFast
+                 has it
     head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
     backbone_factor  rate of everything but the classifier relative to lr (not with groups "tsm")
     layer_decay  rate of a transformer's layer relative to that of the layer after it; 1: all alike
@@ -43,7 +46,7 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
-    groups: Literal["all", "vectors", "tsm"] = "all"
+    groups: Literal["all", "norms", "vectors", "tables", "tsm"] = "all"
     decay_tables: bool = True
     head_factor: float = 5.0
     backbone_factor: float = 1.0
@@ -66,8 +69,10 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             )
         if self.groups == "tsm" and (self.layer_decay, self.backbone_factor) != (1, 1):
             raise UsageError("RECIPE_VALUE", "optimizer: groups 'tsm' have their own rates of the layers")
-        if self.groups != "vectors" and not self.decay_tables:
-            raise UsageError("RECIPE_VALUE", "optimizer: decay_tables=false needs groups 'vectors'")
+        if self.groups not in ("norms", "vectors") and not self.decay_tables:
+            raise UsageError(
+                "RECIPE_VALUE", "optimizer: decay_tables=false needs groups 'norms' or 'vectors'"
+            )
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +152,11 @@ def parameter_groups(
     "vectors" (facebookresearch/SlowFast@287ec007:slowfast/models/optimizer.py): batch norm without decay,
     what has several axes with, what has one without; position tables and class tokens, which are neither
     weight nor bias of a layer, by `decay_tables`. Each is split by layer where layers have their own rates.
+    "norms": batch, layer and group norm without decay, tables by `decay_tables`, the rest with: PySlowFast
+    where ZERO_WD_1D_PARAM is off, and MMAction2 1.x, SwinOptimWrapperConstructor.
+    "tables": tables without decay and not by `backbone_factor`, the rest with decay: what mmcv's default
+    constructor makes of the settings of SwinTransformer/Video-Swin-Transformer@db018fb8, where of several
+    names that match a parameter the longest counts.
     "tsm" (MMAction2 v0.24.1, TSMOptimizerConstructor): weights x1 with decay, biases x2 without, batch norm
     x1 without decay, the classifier's weight x head_factor with and its bias x2 head_factor without decay.
     Parameters that are frozen are left out.
@@ -155,16 +165,22 @@ def parameter_groups(
     """
     if optimizer.groups == "tsm":
         return _tsm_groups(model, optimizer)
-    norms = {id(p) for m in model.modules() if isinstance(m, Norm) for p in m.parameters(recurse=False)}
+    norms, norms_or_alike = (
+        {id(p) for m in model.modules() if isinstance(m, kind) for p in m.parameters(recurse=False)}
+        for kind in (Norm, AnyNorm)
+    )
     deepest = max(layers.values()) if layers else 0
     found: dict[tuple[str, float], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        kind = "all"
-        if optimizer.groups == "vectors":
-            table = name.rpartition(".")[2] not in ("weight", "bias")
-            free = parameter.ndim < 2 or (table and not optimizer.decay_tables)
-            kind = "batch norm" if id(parameter) in norms else "not decayed" if free else "decayed"
-        factor = 1.0 if name.startswith("head.") else optimizer.backbone_factor
+        kind, how = "all", optimizer.groups
+        table = name.rpartition(".")[2] not in ("weight", "bias")
+        if how != "all":
+            vector = parameter.ndim < 2 if how == "vectors" else id(parameter) in norms_or_alike
+            free = table if how == "tables" else vector or (table and not optimizer.decay_tables)
+            kind = "not decayed" if free else "decayed"
+            kind = "batch norm" if id(parameter) in norms and how != "tables" else kind
+        full = name.startswith("head.") or (how == "tables" and table)
+        factor = 1.0 if full else optimizer.backbone_factor
         if layers:
             factor *= optimizer.layer_decay ** (deepest - layers[name])
         found.setdefault((kind, factor), []).append(parameter)
