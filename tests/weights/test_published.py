@@ -41,6 +41,7 @@ each_file = pytest.mark.parametrize(
 def test_all_published_files_are_there_but_for_those_of_other_networks():
     addresses = {f"{BASE}{file}" for _, _, file in FILES}
     ours = {release.url: release for release in RELEASES.values() if release.source == "mmaction2"}
+    ours = {url: one for url, one in ours.items() if not one.model.startswith(("slowfast", "swin3d"))}
     assert addresses <= ours.keys()
     assert all(ours[address].headless for address in ours.keys() - addresses)
     starts = {f"{BASE}{row['pretrained_arg']}" for row in ROWS if row["pretrained_arg"].startswith("recogn")}
@@ -134,14 +135,15 @@ def test_every_release_builds_its_network(network):
 def test_every_release_is_complete():
     for name, release in RELEASES.items():
         assert release.name == name
-        assert release.license == "Apache-2.0"
+        other = {"torchvision": "BSD-3-Clause", "uniformer": "MIT"}
+        assert release.license == other.get(release.source, "Apache-2.0")
         if release.class_names is not None:
             assert len(release.class_names) == release.num_classes
 
 
 def test_hashes_are_unique_and_vmz_states_none():
     known = [release.sha256 for release in RELEASES.values() if release.sha256]
-    assert len(set(known)) == len(known) == 141
+    assert len(set(known)) == len(known) == 141 + 27
     for name, release in RELEASES.items():
         if release.source == "vmz":
             assert url(name).startswith("https://www.dropbox.com/s/") and url(name).endswith(".pkl?dl=1")

@@ -16,10 +16,18 @@ from marey.video.preprocess import Preprocess
 from marey.weights.download import download
 from marey.weights.release import STAMP, clip
 from marey.weights.release import Release as Release  # part of this module's interface
-from marey.weights.releases import csn, r2plus1d, slowonly, tsm, tsn
+from marey.weights.releases import csn, mvit, r2plus1d, slowfast, slowonly, swin, tsm, tsn, uniformer
 
 RELEASES: dict[str, Release] = (
-    csn.RELEASES | r2plus1d.RELEASES | slowonly.RELEASES | tsm.RELEASES | tsn.RELEASES
+    csn.RELEASES
+    | mvit.RELEASES
+    | r2plus1d.RELEASES
+    | slowfast.RELEASES
+    | slowonly.RELEASES
+    | swin.RELEASES
+    | tsm.RELEASES
+    | tsn.RELEASES
+    | uniformer.RELEASES
 )
 IMAGENET = "https://download.pytorch.org/models/"
 IMAGENET_FILES = (  # IMAGENET1K_V1 and V2 of torchvision
@@ -42,6 +50,14 @@ def family_preprocess(name: str, segments: int = 8) -> Preprocess:
         return tsm.clips(segments)
     if family == "slowonly":
         return clip(4, 16)
+    if family == "slowfast":
+        return slowfast.clips()
+    if family == "mvit":
+        return mvit.clips(32, 3) if name in ("mvit_b_32x3", "mvit_v2_b") else mvit.clips(16, 4)
+    if family == "swin3d":
+        return swin.clips()
+    if family == "uniformer":
+        return uniformer.CLIPS
     return r2plus1d.clips(32) if family == "r2plus1d" else clip(32, 2)
 
 
@@ -73,7 +89,11 @@ def locate(source: str | os.PathLike[str]) -> Path:
     UNKNOWN_NAME with the nearest releases; WeightsError WEIGHTS_HASH; and what `download` raises.
     """
     path, text = Path(source), os.fspath(source)
-    if path.exists() or len(path.parts) > 1 or path.suffix in (".pth", ".pt", ".pkl", ".safetensors"):
+    if (
+        path.exists()
+        or len(path.parts) > 1
+        or path.suffix in (".pth", ".pyth", ".pt", ".pkl", ".safetensors")
+    ):
         return path
     name = find(text)
     if name is None:

@@ -11,6 +11,8 @@ from marey.video.sampling import Rule
 
 OPENMMLAB = "https://download.openmmlab.com/mmaction/"
 DROPBOX = "https://www.dropbox.com/s/"
+DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+PYSLOWFAST_ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo/"
 STAMP = re.compile(r"[_-](\d{8}-)?[0-9a-f]{8}$")  # date and hash at the end of a name
 
 CLASSES = {  # rows of the classifiers in published files
@@ -44,6 +46,10 @@ SSV2_PAIRS = ((86, 87), (93, 94), (166, 167))
 JESTER_PAIRS = ((0, 1), (6, 7))
 
 
+# normalisation of PySlowFast and what is built on it: 0.45 and 0.225 of the range
+PYSLOWFAST: dict[str, Any] = {"mean": (114.75,) * 3, "std": (57.375,) * 3}
+
+
 class Release(msgspec.Struct, frozen=True, kw_only=True):
     """What belongs to a weight file.
 
@@ -62,6 +68,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
                  address
     url, suffix  where the file is, and the end of its name there
     sha256       first digits; None where the source states none
+    label_order  what the rows of the classifier mean, as numbers in the data set's own order; (): as there
     """
 
     name: str = ""
@@ -82,6 +89,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     url: str = ""
     suffix: str = ".pth"
     sha256: str | None = None
+    label_order: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int | None:
@@ -90,8 +98,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """In label order; None where they are not free to ship."""
-        return None if self.headless else class_names(self.dataset)
+        """In the order of the classifier's rows; None where they are not free to ship."""
+        names = None if self.headless else class_names(self.dataset)
+        return tuple(names[place] for place in self.label_order) if names and self.label_order else names
 
     @property
     def protocol(self) -> str:
@@ -108,9 +117,11 @@ def _named(name: str, row: Release) -> Release:
     if row.source == "vmz":
         address = row.url or f"{DROPBOX}{row.folder}/{name}.pkl?dl=1"
         return msgspec.structs.replace(row, name=name, url=address, suffix=".pkl")
+    if row.url:
+        return msgspec.structs.replace(row, name=name)
     short = STAMP.sub("", name)
     generation = "v1.0/" if row.preprocess.rule == "1.x" else ""
-    family = row.model.partition("_")[0]
+    family = row.model.partition("_")[0].removesuffix("3d")
     parts = (f"{OPENMMLAB}{generation}recognition/{family}", row.folder.replace("*", short), f"{name}.pth")
     return msgspec.structs.replace(
         row,
