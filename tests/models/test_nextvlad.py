@@ -21,12 +21,12 @@ def case_of(name):
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def weight(name, shape):
+def weight(name, shape, salt=""):
     """What the reference drew for a parameter."""
     name = name.replace("/", ".")
     if name == "eigen_param":
         return torch.from_numpy((0.12 + 3.7 / (1.0 + np.arange(shape[0]))).astype(np.float32))
-    stream = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF)
+    stream = np.random.RandomState(zlib.crc32((salt + name).encode()) & 0x7FFFFFFF)
     leaf = name.rsplit(".", 1)[-1]
     if leaf in ("w_2", "moving_variance"):
         value = stream.uniform(0.5, 1.5, shape)

@@ -12,7 +12,7 @@ from marey.errors import UsageError, unknown
 from marey.models import MODELS, build
 from marey.video.preprocess import Preprocess
 from marey.weights.detect import Identity, identify
-from marey.weights.load import HEAD, fill, recognise
+from marey.weights.load import fill, held_classes, recognise
 from marey.weights.native import Card, read_card
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
@@ -27,8 +27,8 @@ def create_model(
 ) -> nn.Module:
     """A network of `marey.list_models()`, in training mode, with fresh weights or those of a file or release.
 
-    num_classes  rows of the classifier; None: as many as the weights have, else 400. Other weights than
-                 that leave the classifier fresh and load the rest
+    num_classes  rows of the classifier; None: as many as the weights have, else 400 (nextvlad: 3862).
+                 Weights of another number leave the classifier fresh and load the rest
     weights      a file in any published layout, a checkpoint, a 2D ImageNet file (.pth), or a release's name
     overrides    keyword arguments of the network's class, for example segments=16 (see its docstring)
 
@@ -95,12 +95,14 @@ def _assemble(
     """The network, its weights if there are any, and what belongs to it."""
     found = None if tensors is None else recognise(tensors)
     if num_classes is None:
-        held = found.filled.get(HEAD[0]) if found else None
-        num_classes = len(tensors[held]) if tensors and held else 400
+        held = held_classes(tensors, found) if tensors and found else None
+        num_classes = held or (3862 if name == "nextvlad" else 400)
     given = {**origin.overrides, **overrides} if origin else overrides
     model: Any = build(name, num_classes, **given)
     model.spec = {"name": name, "num_classes": num_classes, "overrides": given}
-    model.preprocess = origin.preprocess if origin else family_preprocess(name, getattr(model, "segments", 8))
+    if name != "nextvlad":  # it is fed features, not clips
+        usual = family_preprocess(name, getattr(model, "segments", 8))
+        model.preprocess = origin.preprocess if origin else usual
     if "segments" in overrides:
         model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
     model.class_names = None

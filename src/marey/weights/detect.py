@@ -20,7 +20,7 @@ from marey.models.nonlocal_ import ZOO_PLACES
 from marey.models.parts import DEPTHS
 from marey.models.shell import shell
 from marey.video.preprocess import Preprocess
-from marey.weights.load import HEAD, fill, recognise
+from marey.weights.load import fill, held_classes, recognise
 from marey.weights.names import Match
 from marey.weights.published import RELEASES, family_preprocess, find
 
@@ -217,5 +217,4 @@ def _load(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> None:
 
 
 def _classes(tensors: Mapping[str, Tensor], found: Match) -> int | None:
-    held = found.filled.get(HEAD[0])
-    return None if held is None else len(tensors[held])
+    return held_classes(tensors, found)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from marey.errors import WeightsError
-from marey.weights import alphaction, openmmlab, pyslowfast, reskd, swin, torchvision, uniformer, vmz
+from marey.weights import alphaction, openmmlab, paddle, pyslowfast, reskd, swin, torchvision, uniformer, vmz
 from marey.weights.names import Layout, Match
 from marey.weights.published import locate
 from marey.weights.reading import read_weights, unwrap
@@ -26,6 +26,7 @@ LAYOUTS: tuple[Layout, ...] = (
     pyslowfast.MULTISCALE,
     *swin.LAYOUTS,
     uniformer.LAYOUT,
+    paddle.LAYOUT,
 )
 HEAD = ("head.weight", "head.bias")
 
@@ -110,8 +111,15 @@ def recognise(tensors: Mapping[str, Tensor]) -> Match:
 
 def class_count(tensors: Mapping[str, Tensor]) -> int | None:
     """Rows of the classifier that a file holds, or None where it holds none that could be used."""
-    held = recognise(tensors).filled.get(HEAD[0])
-    return None if held is None else len(tensors[held])
+    return held_classes(tensors, recognise(tensors))
+
+
+def held_classes(tensors: Mapping[str, Tensor], found: Match) -> int | None:
+    """Rows of the classifier among recognised tensors, or None where there is none."""
+    held = found.filled.get(HEAD[0])
+    if held is None:
+        return None
+    return tensors[held].shape[-1 if found.marks.get(HEAD[0]) == "transpose" else 0]
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadReport:
@@ -151,7 +159,9 @@ def _fit(
         target = own[ours]
         plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         numbers = value.is_floating_point() and value.numel() > 0
-        if found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
+        if found.marks.get(ours) == "transpose":
+            value = value.T if value.ndim == 2 else value
+        elif found.marks.get(ours) == "inflate" and (value.ndim, target.ndim) == (4, 5):
             steps = target.shape[2]
             value = (value / steps).unsqueeze(2).expand(-1, -1, steps, -1, -1)
         elif adapt and ours in found.marks and plain and numbers and value.shape != target.shape:

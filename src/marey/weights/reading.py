@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from marey.errors import WeightsError
+from marey.weights import paddle
 from marey.weights.pickles import read_pickle
 
 WRAPPINGS = ("state_dict", "model_state", "model_state_dict", "model", "blobs")
@@ -29,6 +30,8 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     WEIGHTS_UNSAFE (naming what the file asks for), WEIGHTS_DAMAGED, WEIGHTS_LIMIT.
     """
     path = Path(path)
+    if path.is_dir():
+        return paddle.read_folder(path), {}
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -36,6 +39,10 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise WeightsError("WEIGHTS_NOT_FOUND", f"cannot read {str(path)!r}: {error.strerror}") from None
     if start[8:9] == b"{" and start[:1] != b"{":
         return _read_safetensors(path, int.from_bytes(start[:8], "little"))
+    if start.startswith(b"\x1f\x8b"):
+        return paddle.read_folder(path), {}
+    if start.startswith(paddle.START):
+        return paddle.read_combined(path), {}
     if not PICKLE.match(start):
         raise WeightsError(
             "WEIGHTS_FORMAT",
