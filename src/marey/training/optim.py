@@ -30,8 +30,8 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     betas        of AdamW: decay of its first and second moment
     weight_decay  pull of the weights towards 0; as a gradient in SGD, decoupled in AdamW
     groups       what does not decay. "all": everything does; "norms": batch and layer norms; "vectors":
-                 tensors with one axis (biases, norms); "tables": position tables and class tokens, which learn
-                 at the full rate; "tsm": five groups. See `parameter_groups`
+                 tensors with one axis (biases, norms); "tables": position tables and class tokens, which
+                 learn at the full rate; "tsm": five groups. See `parameter_groups`
     decay_tables  with groups "norms" and "vectors": position tables and class tokens decay too, as PySlowFast
                  has it
     head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
