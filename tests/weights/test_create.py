@@ -18,7 +18,8 @@ def test_every_model_is_made_by_its_name_with_400_classes_and_a_fitting_preproce
         model = marey.create_model(name)
         assert (model.num_classes, model.head.out_features, model.class_names) == (400, 400, None)
         assert model.spec == {"name": name, "num_classes": 400, "overrides": {}}
-        clip = torch.zeros(1, 3, model.preprocess.frames, 64, 64)
+        side = model.preprocess.crop if name.startswith("mvit") else 64
+        clip = torch.zeros(1, 3, model.preprocess.frames, side, side)
         assert model(clip).shape == (1, 400)
 
 
