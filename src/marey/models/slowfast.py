@@ -6,6 +6,7 @@ open-mmlab/mmaction2@v1.2.0 and MVIG-SJTU/AlphAction@4ea202d7 (as in Andy1621/Ni
 Shapes: B clips, C channels, T frames, H x W pixels; kernels and strides are (time, height, width).
 """
 
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -45,6 +46,16 @@ STYLES: dict[str, Style] = {
     "mmaction2": Style("plain", spread=False, joined=(1, 0), padding=1, dilated=False, crop=0),
     "alphaction": Style("bias", spread=False, joined=(0,), padding=0, dilated=True, crop=0),
 }
+
+
+@lru_cache
+def spread(frames: int, count: int) -> list[int]:
+    """So many frame numbers from first to last, with the rounding of torch's linspace.
+
+    Once asked for they are plain numbers, also to `torch.export`, which cannot look into tensors.
+    """
+    numbers: list[int] = torch.linspace(0, frames - 1, count, device="cpu").long().tolist()
+    return numbers
 
 
 class Stage(nn.Module):
@@ -178,7 +189,7 @@ class SlowFast(ResNet):
                 f"a clip of {frames} frames came to a SlowFast of alpha {self.alpha}; give a multiple",
             )
         if self.chosen.spread:
-            slow = clip[:, :, torch.linspace(0, frames - 1, frames // self.alpha).long().tolist()]
+            slow = clip[:, :, spread(frames, frames // self.alpha)]
         else:
             slow = clip[:, :, :: self.alpha]
         maps: Pair = self.trunk((slow, clip))

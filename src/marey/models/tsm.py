@@ -40,8 +40,14 @@ class TimeShift(nn.Module):
         ahead, back = slice(0, fold), slice(fold, 2 * fold)
         if not forth:
             ahead, back = back, ahead
-        shifted = x.clone()
         old = x.view(-1, self.segments, *x.shape[1:])
+        if torch.compiler.is_compiling():  # exported graphs are a fifth as long without writes to slices
+            end = (0, 0) * 3
+            later, earlier = F.pad(old[:, 1:], (*end, 0, 1)), F.pad(old[:, :-1], (*end, 1, 0))
+            parts = (later, earlier) if forth else (earlier, later)
+            moved = [part[:, :, i * fold : (i + 1) * fold] for i, part in enumerate(parts)]
+            return torch.cat([*moved, old[:, :, 2 * fold :]], 2).view(x.shape)
+        shifted = x.clone()
         new = shifted.view(old.shape)
         new[:, :-1, ahead] = old[:, 1:, ahead]
         new[:, -1, ahead] = 0
@@ -178,7 +184,7 @@ class TSM(ResNet):
     def embed(self, clip: Tensor) -> Tensor:
         """Pooled vectors: float [B, 3, k * S, H, W] -> float [B * k, C], the passes of a sample in a row."""
         frames = self.trunk(to_frames(clip, self.segments)).mean(dim=(2, 3))
-        passes = len(clip) * clip.shape[2] // self.segments
+        passes = clip.shape[0] * clip.shape[2] // self.segments
         vectors: Tensor = frames.view(passes, -1, frames.shape[1]).mean(dim=1)
         return vectors
 
@@ -190,5 +196,5 @@ class TSM(ResNet):
         """
         frames = self.trunk(to_frames(clip, self.segments)).mean(dim=(2, 3))
         logits: Tensor = self.head(self.dropout(frames))
-        passes = len(clip) * clip.shape[2] // self.segments
+        passes = clip.shape[0] * clip.shape[2] // self.segments
         return logits.view(passes, -1, self.num_classes).mean(dim=1)

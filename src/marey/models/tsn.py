@@ -51,5 +51,5 @@ class TSN(ResNet):
     def forward(self, clip: Tensor) -> Tensor:
         """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes]."""
         frames = self.trunk(to_frames(clip)).mean(dim=(2, 3))
-        logits: Tensor = self.head(self.dropout(frames.view(len(clip), -1, frames.shape[1]).mean(dim=1)))
+        logits: Tensor = self.head(self.dropout(frames.view(clip.shape[0], -1, frames.shape[1]).mean(dim=1)))
         return logits
