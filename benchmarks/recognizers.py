@@ -2,6 +2,7 @@
 
     make bench-peers                       # sets up the peers' environment in build/peers and runs this
     build/peers/bin/python benchmarks/recognizers.py [--rounds 5] [--threads N] [--case WORDS] [--out FILE.md]
+                                           [--tuned]
 
 The same weights, the same clip, one process, in turns; outputs are compared before anything is timed. What
 the columns mean stands in benchmarks/README.md.
@@ -19,8 +20,8 @@ from subprocess import run as command
 from types import ModuleType
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets them, for all alike
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+if "--tuned" in sys.argv:  # before torch is imported
+    os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"] = "PASSIVE", "1"
 
 import torch
 from torch import Tensor, nn
@@ -267,6 +268,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tuned", action="store_true", help="all in the environment that `marey` sets")
     parser.add_argument("--case", default="", help="only networks whose name holds this")
     parser.add_argument(
         "--out", type=Path, help="report; default: benchmarks/<date>-<threads>core-recognizers.md"
