@@ -8,6 +8,7 @@ readers.py, utils.py, feature_extractor/extract_tfrecords_main.py)
 `marey.data.shards` says which records a step takes; they are read at their places, by any number of workers.
 """
 
+import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -272,6 +273,23 @@ def _range_error(values: NDArray[Any], where: str) -> DataError:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of the classes in their order, from YouTube-8M's vocabulary.csv (columns Index and Name).
+
+    A class without a name is called by its number. Raises DataError NO_ACCESS, LIST_FORMAT.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:  # noqa: PTH123
+            rows = {int(row["Index"]): row["Name"] or row["Index"] for row in csv.DictReader(file)}
+    except OSError as error:
+        raise DataError("NO_ACCESS", f"cannot read {os.fspath(path)!r}: {error.strerror}") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise DataError("LIST_FORMAT", f"{path}: no table with columns Index and Name ({error!r})") from None
+    if not rows or sorted(rows) != list(range(len(rows))):
+        raise DataError("LIST_FORMAT", f"{path}: the indices of its {len(rows)} rows do not run from 0 on")
+    return tuple(rows[index] for index in range(len(rows)))
 
 
 # Batches ----------------------------------------------------------------------------------------------
