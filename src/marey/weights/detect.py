@@ -29,7 +29,7 @@ BLOCK = re.compile(r"^trunk\.stage[1-4]\.\d+\.")
 DEPTH = re.compile(r"_r(\d+)(?=_|$)")
 POOLED = re.compile(r"\blayer2\.net\.")
 # settings that no tensor shows, where a network has them; a release knows them
-UNSEEN = ("segments", "shift_div", "non_local_scale")
+UNSEEN = ("segments", "shift_div", "non_local_scale", "alpha")
 
 
 class Fit(msgspec.Struct, frozen=True):
@@ -175,7 +175,10 @@ def candidates(
             continue  # saves building it
         known = inspect.signature(MODELS[name]).parameters
         for seen in _settings(tensors, found):
-            fit = Fit(name, {**seen, **(given or {})})
+            other = {key: value for key, value in seen.items() if not _usual(known.get(key), value)}
+            if "style" in other and "style" in getattr(MODELS[name], "keywords", {}):
+                continue  # a name that stands for a style already
+            fit = Fit(name, {**other, **(given or {})})
             if fit.overrides.keys() <= known.keys() and fit not in fits and _fits(tensors, found, fit):
                 fits.append(fit)
     return fits
@@ -195,11 +198,50 @@ def _settings(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str,
         keyed = any(".non_local.theta." in name for name in found.filled)
         kinds = ("embedded_gaussian", "dot_product") if keyed else ("gaussian",)
         modes = [{"non_local": kind} for kind in kinds]
+    seen |= _slowfast(tensors, found) | _mvit(tensors, found)
     stems = {len(value) for value in tensors.values() if value.ndim > 3 and value.shape[1] == 3}
     widths = [{}, *({"width": channels} for channels in sorted(stems - {64}))]
     for mode in modes:
         for width in widths:
             yield {**seen, **mode, **width}
+
+
+def _usual(known: inspect.Parameter | None, value: Any) -> bool:
+    return known is not None and known.default == value
+
+
+def _slowfast(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
+    """Style, lateral kernel and depth of the fast pathway of a SlowFast file."""
+    lateral = "trunk.stem.lateral"
+    held = found.filled.get(f"{lateral}.conv.weight", found.filled.get(f"{lateral}.weight"))
+    if held is None or tensors[held].ndim < 3:
+        return {}
+    seen: dict[str, Any] = {"lateral_kernel": tensors[held].shape[2]}
+    if f"{lateral}.weight" in found.filled and f"{lateral}.bias" not in found.filled:
+        seen["style"] = "mmaction2"
+    by_blocks, depths = {DEPTHS[depth][1][2]: depth for depth in (50, 101, 152)}, []
+    for path in ("slow", "fast"):
+        start = f"trunk.stage3.{path}."
+        names = [name.removeprefix(start) for name in found.filled if name.startswith(start)]
+        blocks = {name.partition(".")[0] for name in names}
+        depths.append(by_blocks.get(len(blocks)))
+    if depths[1] and depths[0] != depths[1]:
+        seen["fast_depth"] = depths[1]
+    return seen
+
+
+def _mvit(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
+    """Frames and sides of the clips that an MViT file's positions are made for."""
+    rows = {}
+    for name in ("pos_time", "pos_space"):
+        if held := found.filled.get(f"trunk.patches.{name}"):
+            rows[name] = tensors[held].numel() // max(tensors[held].shape[-1], 1) if tensors[held].ndim else 0
+    if len(rows) == 2:
+        return {"frames": 2 * rows["pos_time"], "crop": 4 * round(rows["pos_space"] ** 0.5)}
+    for axis in "th":
+        if held := found.filled.get(f"trunk.blocks.0.attn.relative.{axis}"):
+            rows[axis] = (len(tensors[held]) + 1) // 2 if tensors[held].ndim else 0
+    return {"frames": 2 * rows["t"], "crop": 4 * rows["h"]} if len(rows) == 2 else {}
 
 
 def _fits(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> bool:
