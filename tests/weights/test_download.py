@@ -407,11 +407,28 @@ def test_mirrors_come_first_and_the_publisher_last(target, tmp_path, monkeypatch
     assert [r.path for r in seen] == ["/mirror/a/net.pth", "/mirror/net.pth", "/a/net.pth"]
 
 
+def test_a_file_whose_address_names_none_is_found_in_a_mirror_by_ours(target, tmp_path, monkeypatch):
+    (tmp_path / "of mine").mkdir()
+    (tmp_path / "of mine" / target.name).write_bytes(DATA)
+    monkeypatch.setenv("MAREY_OFFLINE", "1")
+    monkeypatch.setenv("MAREY_MIRROR", str(tmp_path / "of mine"))
+    download("https://example.org/download?id=1", target, None)
+    assert target.read_bytes() == DATA
+
+
+def test_a_page_is_no_file_even_where_no_hash_is_known(target):
+    """Google Drive answers with a page when it has something to ask."""
+    with serving(lambda r: r.whole(b"<!DOCTYPE html><html>too large to scan</html>")) as (base, _):
+        error = failure(f"{base}/download?id=1", target, WeightsError, None)
+    assert (error.code, "web page" in error.message) == ("WEIGHTS_HASH", True)
+    assert left(target) == [".net.pth.lock"]
+
+
 def test_when_all_fail_each_source_is_named(target, tmp_path, monkeypatch):
     with serving(lambda r: r.head(404)) as (base, _):
         monkeypatch.setenv("MAREY_MIRROR", f"{base}/mirror")
         error = failure(f"{base}/net.pth", target)
-    assert error.message.count("says 404") == 3
+    assert error.message.count("says 404") == 2  # the mirror's and its own; not the same one twice
     assert f"{base}/mirror/net.pth" in error.message
 
 

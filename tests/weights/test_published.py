@@ -135,7 +135,7 @@ def test_every_release_builds_its_network(network):
 def test_every_release_is_complete():
     for name, release in RELEASES.items():
         assert release.name == name
-        other = {"torchvision": "BSD-3-Clause", "uniformer": "MIT"}
+        other = {"torchvision": "BSD-3-Clause", "uniformer": "MIT", "swin": "MIT"}
         assert release.license == other.get(release.source, "Apache-2.0")
         if release.class_names is not None:
             assert len(release.class_names) == release.num_classes
@@ -143,7 +143,7 @@ def test_every_release_is_complete():
 
 def test_hashes_are_unique_and_vmz_states_none():
     known = [release.sha256 for release in RELEASES.values() if release.sha256]
-    assert len(set(known)) == len(known) == 141 + 27
+    assert len(set(known)) == len(known) == 141 + 29
     for name, release in RELEASES.items():
         if release.source == "vmz":
             assert url(name).startswith("https://www.dropbox.com/s/") and url(name).endswith(".pkl?dl=1")

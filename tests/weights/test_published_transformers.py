@@ -30,10 +30,99 @@ def release_of(row):
     return found[0]
 
 
-def test_there_are_no_others():
-    ours = [r for r in RELEASES.values() if r.model.startswith(FAMILIES) or r.source == "pyslowfast"]
-    assert {r.name for r in ours} == {release_of(row).name for row in ROWS}
-    assert len(ours) == len(ROWS) == 77
+OURS = [r for r in RELEASES.values() if r.model.startswith(FAMILIES) or r.source == "pyslowfast"]
+SOURCES = {  # licence; rules of the clips by sampling; mean and standard deviation; how views are averaged
+    "pyslowfast": ("Apache-2.0", {"clip": "slowfast", "uniform": "slowfast"}, 114.75, 57.375, "prob"),
+    "uniformer": (
+        "MIT",
+        {"clip": "slowfast_offset", "uniform": "slowfast_offset"},
+        114.75,
+        57.375,
+        "score",
+    ),
+    "video-swin": ("Apache-2.0", {"clip": "0.x", "uniform": "slowfast"}, 123.675, 58.395, "prob"),
+    "mmaction2": ("Apache-2.0", {"clip": "0.x 1.x"}, 123.675, 58.395, "prob"),
+    "torchvision": ("BSD-3-Clause", {"clip": "slowfast_offset"}, 0, 0, "prob"),
+    "swin": ("MIT", {"clip": "0.x"}, 123.675, 58.395, "prob"),
+}
+
+
+def test_there_are_no_others_but_those_of_images_to_start_from():
+    starts = {r.name for r in OURS if r.headless}
+    assert {r.name for r in OURS} - starts == {release_of(row).name for row in ROWS}
+    assert len(OURS) - len(starts) == len(ROWS) == 79
+    assert starts == {
+        "swin_tiny_patch4_window7_224",
+        "swin_small_patch4_window7_224",
+        "swin_base_patch4_window7_224",
+        "swin_base_patch4_window7_224_22k",
+        "swin_large_patch4_window7_224_22k",
+        "uniformer_small_in1k",
+        "uniformer_base_in1k",
+    }
+
+
+@pytest.mark.parametrize("release", OURS, ids=lambda release: release.name)
+def test_clips_are_taken_and_shown_as_the_source_does_it(release):
+    clips, plan = release.preprocess, release.preprocess.plan(release.preprocess.test)
+    license, rules, mean, deviation, average = SOURCES[release.source]
+    assert (release.license, clips.average) == (license, average)
+    moving = clips.rule
+    if release.source == "pyslowfast" and release.model.startswith("mvit") and clips.sampling == "clip":
+        assert moving == "slowfast_offset"  # its configurations set USE_OFFSET_SAMPLING
+    else:
+        assert moving in rules[clips.sampling].split()
+    if mean:
+        assert (clips.mean[0], clips.std[0]) == (mean, deviation)
+    bgr = release.source == "uniformer" and "Something" in release.dataset
+    assert clips.channel_order == ("bgr" if bgr else "rgb")
+    sparse = "Something" in release.dataset and release.source != "mmaction2"
+    assert (clips.sampling == "uniform") == sparse
+    assert clips.flip == (0.0 if sparse else 0.5)
+    rated = release.source in ("pyslowfast", "torchvision") and not sparse
+    assert clips.target_fps == (30.0 if rated else None)
+    sides = {"slowfast": 256, "slowonly": 256, "mvit": 256, "uniformer": 224, "swin3d": 224}
+    if release.source == "torchvision":
+        assert (plan.short_side, plan.crop) == (256, 224)
+    elif sparse and not release.model.startswith("slowfast"):
+        assert (plan.short_side, plan.crop) == (224, 224)
+    else:
+        crop = 256 if release.model.startswith("slow") else 224
+        assert (plan.short_side, plan.crop) == (sides[release.model.partition("_")[0]], crop)
+
+
+def test_torchvision_s_clips_have_its_rates():
+    """Frames 15, and of MViT 7.5, per second, whatever the video's rate."""
+    for name, frames, rate in (("swin3d_t-7615ae03", 32, 15), ("mvit_v2_s-ae3be167", 16, 7.5)):
+        clips = RELEASES[name].preprocess
+        for fps in (30.0, 25.0):
+            chosen = clips.pick_test(1000, clips.test, fps)
+            assert (chosen[:, -1] - chosen[:, 0]).tolist() == pytest.approx(
+                [(frames - 1) * fps / rate] * len(chosen), abs=fps / rate
+            )
+
+
+def test_torchvision_says_the_same_of_its_files():
+    from torchvision.models import video
+
+    for weights in (
+        *video.MViT_V1_B_Weights,
+        *video.MViT_V2_S_Weights,
+        *video.Swin3D_T_Weights,
+        *video.Swin3D_S_Weights,
+        *video.Swin3D_B_Weights,
+    ):
+        release = next(r for r in OURS if r.url == weights.url)
+        given, clips = weights.transforms.keywords, release.preprocess
+        accuracies = weights.meta["_metrics"]["Kinetics-400"]
+        assert (release.top1, release.top5) == (accuracies["acc@1"], accuracies["acc@5"])
+        assert (clips.crop, clips.plan(clips.test).short_side) == (
+            given["crop_size"][0],
+            given["resize_size"][0],
+        )
+        for ours, theirs in ((clips.mean, given["mean"]), (clips.std, given["std"])):
+            assert [value / 255 for value in ours] == pytest.approx(list(theirs), abs=1e-5)
+        assert list(release.class_names) == weights.meta["categories"]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["location"][-40:])
@@ -58,7 +147,7 @@ def test_a_release_says_what_its_row_says(row):
     elif dense:
         assert (clips.sampling, clips.frames, clips.interval) == ("clip", *frames)
     else:
-        assert (clips.sampling, clips.frames) == ("segments", frames)
+        assert (clips.sampling, clips.frames) == ("uniform", frames)
     if row["crops_x_views"] and "16x8x1_22e" not in release.name:  # whose config says one crop
         crops, views = map(int, row["crops_x_views"].split("x"))
         assert {"center": 1, "three": 3}[plan.crops] == crops

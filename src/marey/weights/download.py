@@ -5,7 +5,7 @@ checked by length and SHA-256, and only then gets its name. One process fetches,
 
 MAREY_OFFLINE=1   no network; mirrors that are folders are still used
 MAREY_MIRROR      where to look first: folders or http(s) addresses, separated by commas. A file is looked for
-                  under the path of its published address, then under its name alone
+                  under the path of its published address, then under its name there, then under ours
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def download(address: str, target: Path, sha256: str | None) -> None:
     DOWNLOAD_SIZE, DISK_FULL or NOT_WRITABLE, UsageError MIRROR. Except for the last, the message says how to
     get the file by hand.
     """
-    found = sources(address)
+    found = sources(address, target.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -96,16 +96,20 @@ def offline() -> bool:
     return os.environ.get("MAREY_OFFLINE", "").lower() not in ("", "0", "no", "off", "false")
 
 
-def sources(address: str) -> list[str | Path]:
-    """Where a published file is looked for, in order: files in folders, and addresses where allowed."""
+def sources(address: str, ours: str = "") -> list[str | Path]:
+    """Where a published file is looked for, in order: files in folders, and addresses where allowed.
+
+    ours  name that the file has in the cache folder: addresses of Google Drive hold none
+    """
     path = urlsplit(address).path.lstrip("/")
+    names = list(dict.fromkeys(filter(None, (path, path.rpartition("/")[2], ours))))
     places: list[str | Path] = []
     text = os.environ.get("MAREY_MIRROR", "")
     for base in [text] if text and Path(text).is_dir() else filter(None, map(str.strip, text.split(","))):
         if urlsplit(base).scheme in ("http", "https"):
-            places += [f"{base.rstrip('/')}/{name}" for name in (path, path.rpartition("/")[2])]
+            places += [f"{base.rstrip('/')}/{name}" for name in names]
         elif Path(base).is_dir():
-            places += [Path(base) / path, Path(base) / path.rpartition("/")[2]]
+            places += [Path(base) / name for name in names]
         else:
             raise UsageError(
                 "MIRROR", f"MAREY_MIRROR names {base!r}, which is neither a folder nor an http(s) address"
@@ -130,7 +134,8 @@ def _bring(source: str | Path, part: Path, target: Path, sha256: str | None) -> 
             start = file.read(1)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 is None or digest.startswith(sha256):
+        page = start == b"<"
+        if digest.startswith(sha256 or "") and (sha256 or not page):
             with replacing(target) as whole:
                 part.replace(whole)
             _discard(part)
@@ -138,8 +143,10 @@ def _bring(source: str | Path, part: Path, target: Path, sha256: str | None) -> 
         _discard(part)
         if not kept:
             break
-    page = ", and it seems to be a web page" if start == b"<" else ""
-    raise Fault("WEIGHTS_HASH", f"what came has a sha256 that begins with {digest[:8]}{page}")
+    if not sha256:
+        raise Fault("WEIGHTS_HASH", "what came seems to be a web page")
+    told = ", and it seems to be a web page" if page else ""
+    raise Fault("WEIGHTS_HASH", f"what came has a sha256 that begins with {digest[:8]}{told}")
 
 
 def _failure(address: str, target: Path, sha256: str | None, faults: list[tuple[str, Fault]]) -> MareyError:

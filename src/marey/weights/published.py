@@ -14,7 +14,7 @@ from pathlib import Path
 from marey.errors import UsageError, WeightsError, nearest
 from marey.video.preprocess import Preprocess
 from marey.weights.download import download
-from marey.weights.release import STAMP, clip
+from marey.weights.release import STAMP, TORCHVISION, clip
 from marey.weights.release import Release as Release  # part of this module's interface
 from marey.weights.releases import csn, mvit, r2plus1d, slowfast, slowonly, swin, tsm, tsn, uniformer
 
@@ -29,7 +29,6 @@ RELEASES: dict[str, Release] = (
     | tsn.RELEASES
     | uniformer.RELEASES
 )
-IMAGENET = "https://download.pytorch.org/models/"
 IMAGENET_FILES = (  # IMAGENET1K_V1 and V2 of torchvision
     "resnet50-0676ba61",
     "resnet50-11ad3fa6",
@@ -69,7 +68,7 @@ def find(name: str) -> str | None:
 
 def url(name: str) -> str:
     """Where the file of that full name is published."""
-    return RELEASES[name].url if name in RELEASES else f"{IMAGENET}{name}.pth"
+    return RELEASES[name].url if name in RELEASES else f"{TORCHVISION}{name}.pth"
 
 
 def checksum(name: str) -> str | None:

@@ -12,6 +12,7 @@ from marey.video.sampling import Rule
 OPENMMLAB = "https://download.openmmlab.com/mmaction/"
 DROPBOX = "https://www.dropbox.com/s/"
 DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+TORCHVISION = "https://download.pytorch.org/models/"
 PYSLOWFAST_ZOO = "https://dl.fbaipublicfiles.com/pyslowfast/model_zoo/"
 STAMP = re.compile(r"[_-](\d{8}-)?[0-9a-f]{8}$")  # date and hash at the end of a name
 

@@ -1,30 +1,49 @@
-"""MViT as PySlowFast publishes it: facebookresearch/SlowFast@287ec007, MODEL_ZOO.md and projects/mvitv2.
+"""MViT: PySlowFast's files, facebookresearch/SlowFast@287ec007, MODEL_ZOO.md and projects/mvitv2, and
+torchvision's copies of two of them.
 
 Files called k400.pyth and k600.pyth there, and one on Google Drive, have the names of their networks here.
-No hashes are stated. Clips are taken by the rules of MMAction2 0.x; PySlowFast's steps between frames are a
-little longer, so that the last frame is that of the whole span, and its sparse clips take other frames within
-the parts.
+PySlowFast states no hashes. Its clips are taken by its own rules; torchvision's figures are of its own test,
+whose frames are exactly a quarter of 30 per second apart, where ours are spread over the clip's whole span.
 
-Left out: MViTv2 L, which is another plan of blocks, and the reversible rev-MViT.
+Left out: MViTv2 L, which is another plan of blocks, the reversible rev-MViT, and MMAction2's copies, whose
+tensors have names that are not known here.
 """
 
+from typing import Any
+
 from marey.video.preprocess import Preprocess, Protocol
-from marey.weights.release import DRIVE, PYSLOWFAST, PYSLOWFAST_ZOO, Release, named
+from marey.weights.release import DRIVE, PYSLOWFAST, PYSLOWFAST_ZOO, TORCHVISION, Release, named
 
 V2 = "Something-Something V2"
 ZOO2 = f"{PYSLOWFAST_ZOO}mvitv2/pysf_video_models/"
 
 
 def clips(frames: int, interval: int) -> Preprocess:
-    """Consecutive frames; tested on five clips of the centre."""
-    test = Protocol(clips=5)
-    return Preprocess(frames=frames, interval=interval, out_of_bound="repeat_last", test=test, **PYSLOWFAST)
+    """Consecutive frames, cut in training from whole ones; tested on five clips of the centre."""
+    return Preprocess(
+        frames=frames,
+        interval=interval,
+        rule="slowfast_offset",
+        target_fps=30.0,
+        short_side=None,
+        val=Protocol(short_side=256),
+        test=Protocol(clips=5, short_side=256),
+        **PYSLOWFAST,
+    )
 
 
 def _sparse(frames: int) -> Preprocess:
     """A frame from each part of the video; tested on three crops."""
-    test = Protocol(crops="three", short_side=224)
-    return Preprocess(sampling="segments", frames=frames, flip=0.0, test=test, **PYSLOWFAST)
+    return Preprocess(
+        sampling="uniform",
+        frames=frames,
+        rule="slowfast",
+        train_short_side=(256, 320),
+        train_crop="random",
+        flip=0.0,
+        test=Protocol(crops="three", short_side=224),
+        **PYSLOWFAST,
+    )
 
 
 def _row(
@@ -33,8 +52,9 @@ def _row(
     top1: float,
     top5: float,
     url: str,
-    recipe: str,
+    recipe: str | None,
     dataset: str = "Kinetics-400",
+    **fields: Any,
 ) -> Release:
     return Release(
         model=model,
@@ -44,18 +64,23 @@ def _row(
         url=url,
         recipe=recipe,
         dataset=dataset,
-        source="pyslowfast",
-        suffix=".pyth",
+        **{"source": "pyslowfast", "suffix": ".pyth", **fields},
     )
 
 
 def _second(
     name: str, clips: Preprocess, top1: float, top5: float, dataset: str = "Kinetics-400"
 ) -> dict[str, Release]:
-    """Version 2, whose files are called as their recipes."""
+    """Version 2; there are two configurations of a name there, in folders of the data sets."""
     model = "mvit_v2_s" if "_S_" in name else "mvit_v2_b"
-    recipe = "_".join(name.split("_")[:3])
+    folder = "SSv2_" if dataset == V2 else ""
+    recipe = f"{folder}MVITv2_{'S_16x4' if model == 'mvit_v2_s' else 'B_32x3'}"
     return {name: _row(model, clips, top1, top5, f"{ZOO2}{name}.pyth", recipe, dataset)}
+
+
+def _torchvision(name: str, model: str, top1: float, top5: float) -> dict[str, Release]:
+    fields = {"source": "torchvision", "license": "BSD-3-Clause", "suffix": ".pth", "sha256": name[-8:]}
+    return {name: _row(model, clips(16, 4), top1, top5, f"{TORCHVISION}{name}.pth", None, **fields)}
 
 
 OLD = "mvit_b_16x4", "mvit_b_32x3"
@@ -75,4 +100,6 @@ RELEASES = named(
     | _second("MViTv2_B_32x3_k400_f304025456", clips(32, 3), 82.9, 95.7)
     | _second("MViTv2_S_16x4_ssv2_f308341823", _sparse(16), 68.2, 91.4, V2)
     | _second("MViTv2_B_32x3_ssv2_f305803282", _sparse(32), 70.5, 92.7, V2)
+    | _torchvision("mvit_v1_b-dbeb1030", "mvit_b_16x4", 78.477, 93.582)
+    | _torchvision("mvit_v2_s-ae3be167", "mvit_v2_s", 80.757, 94.665)
 )

@@ -1,9 +1,9 @@
 """SlowFast: PySlowFast's files, facebookresearch/SlowFast@287ec007, and MMAction2's, @v0.24.1 and @4d6c9347.
 
-PySlowFast states no hashes; its Slow networks are here as SlowOnly. Clips are taken by the rules of
-MMAction2; PySlowFast's steps between frames are a little longer, so that the last frame is that of the whole
-span, and its sparse clips take other frames within the parts. SlowOnly pools crops of 256 as a whole, where
-PySlowFast averages the probabilities of four windows of 224.
+PySlowFast states no hashes; its Slow networks are here as SlowOnly, which pools crops of 256 as a whole,
+where PySlowFast averages the probabilities of four windows of 224. Clips are taken by the rules of each
+source. Of Something-Something PySlowFast's table states no number of crops, and its configuration one at the
+left or top; three are taken here.
 
 Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from.
 """
@@ -11,7 +11,7 @@ Left out: PySlowFast's C2D and I3D, which are other networks, and the files that
 from typing import Any
 
 from marey.video.preprocess import Preprocess, Protocol
-from marey.weights.release import PYSLOWFAST, PYSLOWFAST_ZOO, SSV1_PAIRS, Release, clip, named
+from marey.weights.release import PYSLOWFAST, PYSLOWFAST_ZOO, SSV1_PAIRS, Release, clip, named, unresized
 
 JITTER: dict[str, Any] = {"train_short_side": (256, 320), "train_crop": "random", **PYSLOWFAST}
 R50_4x16: dict[str, Any] = {"alpha": 8, "lateral_kernel": 5}
@@ -26,11 +26,16 @@ MULTIGRID = "https://dl.fbaipublicfiles.com/pyslowfast/pyslowfast/model_zoo/mult
 
 def clips(frames: int = 32, interval: int = 2) -> Preprocess:
     """Consecutive frames; tested on ten clips x three crops of the whole short side."""
-    return clip(frames, interval, out_of_bound="repeat_last", **JITTER)
+    return clip(frames, interval, "slowfast", target_fps=30.0, **JITTER)
 
 
 SPARSE = Preprocess(
-    sampling="segments", frames=64, flip=0.0, test=Protocol(crops="three", crop=256), **JITTER
+    sampling="uniform",
+    frames=64,
+    rule="slowfast",
+    flip=0.0,
+    test=Protocol(crops="three", crop=256),
+    **JITTER,
 )
 
 
@@ -117,7 +122,7 @@ RELEASES = named(
             videos="short side 256",
         ),
         "slowfast_r50_16x8x1_22e_sthv1_rgb_20211202-aaaf9279": _mmaction(
-            Preprocess(frames=64, interval=2, flip_labels=SSV1_PAIRS, test=Protocol(crop=256)),
+            unresized(Preprocess(frames=64, interval=2, flip_labels=SSV1_PAIRS, test=Protocol(crop=256))),
             R50_8x8,
             49.67,
             79.0,

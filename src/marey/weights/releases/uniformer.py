@@ -1,16 +1,21 @@
 """UniFormer as its authors publish it: Sense-X/UniFormer@52a0415e, video_classification.
 
 Rows of the classifiers of Kinetics are not in the order of the sorted names: `uniformer_order.txt`, from the
-authors' lists. On Something-Something frames were read as BGR. Names of those files are by the pattern of the
-authors' code. Files lie on Google Drive; no hashes are stated. The licence is that of the repository.
+authors' lists. On Something-Something frames were read as BGR, and of V2 the numbers of the classes may be
+those of a list that is not sorted as the official one: compare some videos before trusting them. Names of
+those files are by the pattern of the authors' code. Files lie on Google Drive; no hashes are stated. The
+licence is that of the repository.
 
-Clips are taken by the rules of MMAction2 0.x. The authors' steps between frames are a little longer, so that
-the last frame is that of the whole span, and their sparse clips take other frames within the parts.
+Two files of images are there to start from (image_classification/README.md), those without layer scale.
 
-Left out: UCF101 and HMDB51, whose files' names are not known.
+Left out: UCF101 and HMDB51, whose files' names are not known, and MMAction2's copies, whose tensors have
+names that are not known here. Of UniFormer-S on 32 frames of Kinetics-400 there is no file.
 """
 
 from importlib import resources
+from typing import Any
+
+import msgspec
 
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.release import DRIVE, PYSLOWFAST, Release, named
@@ -34,14 +39,16 @@ ORDERS = _orders()
 
 
 def _dense(frames: int, interval: int) -> Preprocess:
-    """Consecutive frames; tested on four clips of the centre."""
+    """Consecutive frames whatever their rate, cut in training from whole ones; tested on four clips of the
+    centre."""
     return Preprocess(
         frames=frames,
         interval=interval,
-        out_of_bound="repeat_last",
-        short_side=224,
+        rule="slowfast_offset",
+        short_side=None,
         average="score",
-        test=Protocol(clips=4),
+        val=Protocol(short_side=224),
+        test=Protocol(clips=4, short_side=224),
         **PYSLOWFAST,
     )
 
@@ -49,18 +56,28 @@ def _dense(frames: int, interval: int) -> Preprocess:
 def _sparse(frames: int) -> Preprocess:
     """A frame from each part of the video; tested on three crops."""
     return Preprocess(
-        sampling="segments",
+        sampling="uniform",
         frames=frames,
-        short_side=224,
+        rule="slowfast_offset",
+        short_side=None,
         flip=0.0,
         channel_order="bgr",
         average="score",
-        test=Protocol(crops="three"),
+        val=Protocol(short_side=224),
+        test=Protocol(crops="three", short_side=224),
         **PYSLOWFAST,
     )
 
 
-def _row(model: str, dataset: str, clips: Preprocess, top1: float, key: str) -> Release:
+def _row(
+    model: str,
+    dataset: str,
+    clips: Preprocess,
+    top1: float | None,
+    key: str,
+    **fields: Any,
+) -> Release:
+    """`key` is that of the file on Google Drive."""
     return Release(
         model=model,
         preprocess=clips,
@@ -70,11 +87,28 @@ def _row(model: str, dataset: str, clips: Preprocess, top1: float, key: str) -> 
         license="MIT",
         url=DRIVE.format(key),
         label_order=ORDERS.get(dataset, ()),
+        **fields,
     )
 
 
+def _start(model: str, key: str) -> Release:
+    return _row(model, "ImageNet-1K", CLIPS, None, key, headless=True)
+
+
+def _recipe(name: str) -> str:
+    """The folder of the training; it has the parts of a file's name in another order."""
+    _, size, dataset, frames, *start = name.split("_")
+    return "_".join([f"uniformer_{size[0]}{frames}", dataset, *start])
+
+
 CLIPS = _dense(16, 4)
-RELEASES = named(
+STARTS = named(
+    {
+        "uniformer_small_in1k": _start(SMALL, "1-uepH3Q3BhTmWU6HK-sGAGQC_MpfIiPD"),
+        "uniformer_base_in1k": _start(BASE, "1-wT39QazTGELxgrQIu6J12D3qcla3hui"),
+    }
+)
+TRAINED = named(
     {
         "uniformer_small_k400_8x8": _row(
             SMALL, K400, _dense(8, 8), 78.4, "1-kitVTkWErHXI_x-sLItvK9-sOmb53j6"
@@ -160,3 +194,6 @@ RELEASES = named(
         ),
     }
 )
+RELEASES = STARTS | {
+    name: msgspec.structs.replace(row, recipe=_recipe(name)) for name, row in TRAINED.items()
+}
