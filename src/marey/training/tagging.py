@@ -4,6 +4,8 @@ As PaddlePaddle/models@b71cf63:PaddleCV/video/models/nextvlad does it. That conf
 gradient clipping of 1.0, which no release ever applied.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ def tagging_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def tagging_optimizer(model: nn.Module, *, lr: float = 2e-4, head_decay: float = 1e-5) -> torch.optim.Adam:
     """Adam; `head_decay` times its weights is added to the gradient of the classifier `model.head`, alone."""
     head = {id(parameter) for parameter in model.get_submodule("head").parameters()}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if id(p) in head], "weight_decay": head_decay},
         {"params": [p for p in model.parameters() if id(p) not in head]},
     ]
