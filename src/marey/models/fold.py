@@ -36,7 +36,21 @@ def folded(model: nn.Module) -> nn.Module:
     Blocks write their sum over their input where only the block before made it: whoever hooks into blocks to
     keep their outputs has to copy them.
     """
-    return _fold(deepcopy(model).eval().requires_grad_(False))
+    shared = getattr(model, "preprocess", None)  # frozen, so the copy may have the same one
+    copy = deepcopy(model, {id(shared): shared}).eval().requires_grad_(False)
+    for parent in reversed(list(copy.modules())):  # what is inside of others first
+        before: nn.Module | None = None
+        for name, child in list(parent.named_children()):
+            row = type(parent) is nn.Sequential
+            if type(child) is nn.Sequential:
+                setattr(parent, name, _joined(child))
+            elif isinstance(child, Residual):
+                overwrite = row and isinstance(before, Residual)
+                setattr(parent, name, FoldedResidual(child, overwrite=overwrite))
+            elif isinstance(child, Conv) and not row and _known(child):
+                setattr(parent, name, Folded(child, None, relu=False))
+            before = child
+    return _joined(copy) if type(copy) is nn.Sequential else copy
 
 
 class Folded(nn.Module):
@@ -120,19 +134,6 @@ def _merged(conv: Conv, norm: _BatchNorm | None) -> tuple[Tensor, Tensor]:
         if norm.affine:
             bias = bias + norm.bias.detach().double()
     return weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
-
-
-def _fold(module: nn.Module, *, follows: bool = False) -> nn.Module:
-    """What stands for the module in the copy; `follows`: a block stands right before it, in the same row."""
-    if type(module) is nn.Sequential:
-        module = _joined(module)
-    if isinstance(module, Conv):
-        return Folded(module, None, relu=False) if _known(module) else module
-    before: nn.Module | None = None
-    for name, child in list(module.named_children()):
-        setattr(module, name, _fold(child, follows=isinstance(before, Residual)))
-        before = child if type(module) is nn.Sequential else None
-    return FoldedResidual(module, overwrite=follows) if isinstance(module, Residual) else module
 
 
 def _joined(row: nn.Sequential) -> nn.Module:
