@@ -30,6 +30,7 @@ from torch import Tensor
 from marey.errors import WeightsError
 
 Array = np.ndarray[Any, Any]
+Storage = Callable[[torch.dtype, str, int], Tensor]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first object of files written before PyTorch 1.6
 MOST_OPCODES = 5_000_000  # some seconds; a file with 1,000 tensors has 50,000
 
@@ -172,11 +173,11 @@ def _name(full: str) -> Name:
     )
 
 
-def unpickle(stream: BinaryIO, size: int, storage: Callable[[Any], Tensor] | None = None) -> Any:
+def unpickle(stream: BinaryIO, size: int, storage: Storage | None = None) -> Any:
     """The object that the next pickle of a stream describes.
 
     size     bytes of the file: what calls make of its content may take a few times as many
-    storage  gives the memory that a tensor of the file lies in
+    storage  gives the memory that a tensor of the file lies in, by dtype, key and number of elements
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -238,7 +239,7 @@ def unpickle(stream: BinaryIO, size: int, storage: Callable[[Any], Tensor] | Non
                 name, module = stack.pop(), stack.pop()
                 stack.append(_name(".".join([module, name])))
             case "BINPERSID" if storage is not None:
-                stack.append(storage(stack.pop()))
+                stack.append(storage(*_memory(stack.pop())))
             case "REDUCE" | "NEWOBJ":
                 args, what = stack.pop(), stack.pop()
                 if isinstance(what, Name) and what.startswith(RECORDS):
@@ -336,8 +337,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
         raise ValueError("numbers in big-endian order")
 
-    def storage(pid: Any) -> Tensor:
-        dtype, key, count = _memory(pid)
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
         if key not in made:
             entry = archive.getinfo(f"{folder}data/{key}")
             if entry.file_size != count * dtype.itemsize:
@@ -356,8 +356,7 @@ def _read_bare(file: BinaryIO, size: int) -> Any:
         return first
     made: dict[str, Tensor] = {}
 
-    def storage(pid: Any) -> Tensor:
-        dtype, key, count = _memory(pid)
+    def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
         if key not in made:
             if count * dtype.itemsize + sum(memory.nbytes for memory in made.values()) > size:
                 raise ValueError(f"more tensor memory than the file's {size} bytes")
