@@ -17,7 +17,7 @@ from marey.recipes import released
 from marey.recipes.schema import Recipe
 
 # each function of these that returns a Recipe is one, and so is each entry of their tables ROWS
-MODULES = ("csn", "demo", "finetune", "slowonly", "tsm", "tsn")
+MODULES = ("csn", "demo", "finetune", "mvit", "slowfast", "slowonly", "swin", "tsm", "tsn", "uniformer")
 
 
 def list_recipes(pattern: str = "*") -> list[str]:

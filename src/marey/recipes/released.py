@@ -12,9 +12,12 @@ from marey.training.optim import Optimizer, Schedule
 from marey.weights.published import RELEASES, Release
 from marey.weights.release import STAMP, protocol_text
 
-SOURCES = {  # by the rule of the test's sampling
+SOURCES = {  # by the release's source, or MMAction2's generation
     "0.x": "open-mmlab/mmaction2@v0.24.1:configs/recognition/{}/README.md",
     "1.x": "open-mmlab/mmaction2@4d6c9347:configs/recognition/{}/README.md",
+    "pyslowfast": "facebookresearch/SlowFast@287ec007:MODEL_ZOO.md",
+    "uniformer": "Sense-X/UniFormer@52a0415e:video_classification/README.md",
+    "video-swin": "SwinTransformer/Video-Swin-Transformer@db018fb8:README.md",
 }
 RESNET50, RESNET50_V2 = "resnet50-0676ba61", "resnet50-11ad3fa6"  # ImageNet, torchvision's first and second
 RESNET101, RESNET101_V2 = "resnet101-63fe2227", "resnet101-cd907fc2"
@@ -27,6 +30,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     weights   what it started from; None: from scratch
     release   name of the release; None: the first with the recipe's name
     figure    which of the release's other figures (`also`) belong to this recipe; None: the main ones
+    figures   figures in percent by name, where the release's are those of another training
     clips     fields of the release's preprocessing that differ
     options   options of the release's network that differ
     note      what else to know
@@ -36,6 +40,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None = None
     release: str | None = None
     figure: str | None = None
+    figures: dict[str, float] | None = None
     clips: dict[str, Any] = {}
     options: dict[str, Any] = {}
     note: str = ""
@@ -46,7 +51,7 @@ def build(family: str, name: str, row: Row) -> Recipe:
     release = find_release(name, row)
     clips = msgspec.structs.replace(release.preprocess, **row.clips)
     top1, top5 = release.also[row.figure] if row.figure else (release.top1, release.top5)
-    figures = {"top1": top1, "top5": top5} | ({} if row.figure else release.metrics)
+    figures = row.figures or {"top1": top1, "top5": top5} | ({} if row.figure else release.metrics)
     return Recipe(
         name=f"{family}.{name}",
         model=Model(
@@ -59,7 +64,7 @@ def build(family: str, name: str, row: Row) -> Recipe:
         training=row.training,
         published=Published(
             metrics={key: round(value / 100, 6) for key, value in figures.items() if value is not None},
-            source=SOURCES[clips.rule].format(family),
+            source=SOURCES[release.source if release.source in SOURCES else clips.rule].format(family),
             protocol=protocol_text(clips, clips.test),
             dataset=release.dataset,
         ),
