@@ -53,7 +53,7 @@ def predict(
         list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="What `marey train` wrote, or a release's file.")
+        Path | None, typer.Option(help="What `marey train` or `export` wrote, or a release's file.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
@@ -334,6 +334,30 @@ def convert(
     done = run(source, out, model=model, overrides=pairs(overrides or ()), verify=verify, force=force)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
+    print(json.dumps(msgspec.to_builtins(done), indent=2) if as_json else "\n".join(done.lines()))
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A checkpoint, a release, or a network's name.")
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write: .onnx, or .pt2 for torch.")],
+    layout: Annotated[str, typer.Option("--format", help="onnx, or torch for torch.export.load.")] = "onnx",
+    size: Annotated[
+        str | None, typer.Option("--input", metavar="TxHxW", help="Clips; default: as the test's are.")
+    ] = None,
+    any_frames: Annotated[bool, typer.Option("--any-frames", help="Takes clips of any length.")] = False,
+    any_size: Annotated[bool, typer.Option("--any-size", help="Takes clips of any height, width.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a network for other programs, with its card; compared with the original, both timed."""
+    import msgspec
+
+    from marey.jobs.export import export as run
+
+    done = run(source, out, format=layout, size=size, any_frames=any_frames, any_size=any_size, force=force)
     print(json.dumps(msgspec.to_builtins(done), indent=2) if as_json else "\n".join(done.lines()))
 
 

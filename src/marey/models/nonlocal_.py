@@ -54,8 +54,8 @@ class NonLocal(nn.Module):
         if self.mode == "dot_product":
             gathered = queries @ (keys.transpose(1, 2) @ values) / keys.shape[1]
         else:
-            one_head = (rows.unsqueeze(1) for rows in (queries, keys, values))  # ONNX knows it with heads only
-            gathered = F.scaled_dot_product_attention(*one_head, scale=self.scale).squeeze(1)
+            q, k, v = (rows.unsqueeze(1) for rows in (queries, keys, values))  # ONNX knows it with heads only
+            gathered = F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
         out: Tensor = self.out(gathered.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:]))
         return x + out
 

@@ -124,7 +124,7 @@ class SplitBlock(GlobalBlock):
         """Float [B, T, H, W, C] -> the same shape."""
         tokens = x.flatten(2, 3)
         rows = self.t_norm(tokens).transpose(1, 2).flatten(0, 1)
-        in_time = self.t_attn(rows).unflatten(0, (len(x), -1)).transpose(1, 2)
+        in_time = self.t_attn(rows).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
         tokens = tokens + self.drop_path(in_time)
         in_space = self.attn(self.norm1(tokens).flatten(0, 1))
         branch: Tensor = self.drop_path(in_space.view(x.shape))

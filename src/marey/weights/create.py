@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 from torch import Tensor, nn
 
-from marey.errors import UsageError, unknown
+from marey.errors import UsageError, WeightsError, unknown
 from marey.models import MODELS, build
 from marey.video.preprocess import Preprocess
 from marey.weights.detect import Identity, identify
 from marey.weights.load import fill, held_classes, recognise
 from marey.weights.native import Card, read_card
+from marey.weights.onnx import open_onnx
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
 
@@ -50,11 +51,19 @@ def create_model(
 def open_model(source: str | os.PathLike[str]) -> nn.Module:
     """The network of a checkpoint, a release or another published file, in evaluation mode, ready to predict.
 
-    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. Of other
-    files the network is found as `identify` says; what is assumed is told on stderr. Raises WeightsError:
-    WEIGHTS_CARD where a checkpoint contradicts itself, and those of `identify` and `load_weights`.
+    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. An .onnx
+    file of `marey export` gives an `OnnxModel`, which only predicts. Of other files the network is found as
+    `identify` says; what is assumed is told on stderr. Raises WeightsError: WEIGHTS_CARD where a checkpoint
+    contradicts itself, and those of `identify`, `load_weights` and `open_onnx`.
     """
     path = locate(source)
+    if path.suffix == ".onnx":
+        return open_onnx(path)
+    if path.suffix == ".pt2":
+        raise WeightsError(
+            "WEIGHTS_UNSAFE",
+            f"{str(path)!r}: loading a .pt2 runs what it asks for; take the checkpoint, or export to ONNX",
+        )
     tensors, metadata = read_weights(path)
     origin: Card | Release | Identity | None
     origin = read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem)
