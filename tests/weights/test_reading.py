@@ -295,7 +295,7 @@ BROKEN = {
     ),
     "one text made a thousand arrays": (many_times, "WEIGHTS_LIMIT"),
     "missing": (lambda p: p, "WEIGHTS_NOT_FOUND"),
-    "a folder": (lambda p: p.mkdir() or p, "WEIGHTS_NOT_FOUND"),
+    "an empty folder": (lambda p: p.mkdir() or p, "WEIGHTS_FORMAT"),
 }
 
 

@@ -437,7 +437,7 @@ def _faults(p: Preprocess) -> dict[str, bool]:
     """What can be wrong with the fields for training, and whether it is."""
     clip, stepped = p.sampling == "clip", p.sampling in ("clip", "untrimmed")
     lowest, highest = p.train_short_side or (p.short_side, p.short_side)
-    paired = [label for pair in p.flip_labels for label in pair]
+    paired = sum(p.flip_labels, ())
     return {
         "frames, interval, sample_range and clip_interval must be at least 1": (
             min(p.frames, p.interval, p.sample_range, p.clip_interval) < 1
@@ -466,7 +466,7 @@ def _faults(p: Preprocess) -> dict[str, bool]:
             p.train_crop in ("random", "center") and lowest is not None and p.crop > lowest
         ),
         "scales must lie in 0..1 and scale_gap not below 0": (
-            not p.scales or not all(0 < s <= 1 for s in p.scales) or p.scale_gap < 0
+            min(p.scales, default=0) <= 0 or max(p.scales, default=0) > 1 or p.scale_gap < 0
         ),
         "flip must lie in 0..1": not 0 <= p.flip <= 1,
         "flip_labels must name each class once": len(set(paired)) < len(paired) or min(paired, default=0) < 0,
