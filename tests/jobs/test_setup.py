@@ -1,9 +1,13 @@
 """What the data decides about a recipe: class names that ship, and labels that a mirror exchanges."""
 
 import pytest
+import torch
 
-from marey.jobs.setup import complete, open_lists
+from marey.classes import class_names
+from marey.jobs.setup import complete, open_lists, trained_model
 from marey.recipes.catalog import load_recipe
+from marey.weights.create import create_model
+from marey.weights.native import save_checkpoint
 
 
 def completed(tmp_path, rows, overrides):
@@ -36,3 +40,21 @@ def test_a_data_set_whose_names_ship_numbers_the_classes_and_stays_written_so(tm
     (tmp_path / "names.txt").write_text("zumba\nabseiling\n")
     recipe = completed(tmp_path, ["zumba"], {"data.classes": str(tmp_path / "names.txt")})
     assert (recipe.model.num_classes, recipe.data.classes) == (2, str(tmp_path / "names.txt"))
+
+
+def test_classes_in_an_order_of_their_own_are_put_in_that_of_the_data_set(tmp_path):
+    """As of UniFormer's releases: a list of numbers follows the data set, not the classifier."""
+    names = class_names("HMDB51")
+    torch.manual_seed(0)
+    model = create_model("tsn_r18", 51, width=8)
+    path = tmp_path / "turned.safetensors"
+    options = {"preprocess": model.preprocess, "recipe": {}, "metrics": {}}
+    save_checkpoint(path, model, class_names=names[::-1], **options)
+    plan = load_recipe("finetune", {"model.name": "tsn_r18", "model.options": {"width": 8}})
+    turned = trained_model(plan, path)
+    assert turned.class_names == names
+    assert torch.equal(turned.head.weight, model.head.weight.flip(0))
+    assert torch.equal(turned.head.bias, model.head.bias.flip(0))
+    for order in (names, (*names[:-1], "juggling"), tuple(map(str, range(51)))):
+        save_checkpoint(path, model, class_names=order, **options)
+        assert torch.equal(trained_model(plan, path).head.weight, model.head.weight)

@@ -30,7 +30,10 @@ def test_every_recipe_resolves_and_survives_json(name):
 
 def network(recipe):
     """What a recipe's network and its input depend on."""
-    options = tuple(sorted(recipe.model.options.items()))
+    options = tuple(
+        (key, tuple(value) if isinstance(value, list) else value)
+        for key, value in sorted(recipe.model.options.items())
+    )
     return (recipe.model.name, recipe.model.num_classes or 7, options, recipe.clips.frames, recipe.clips.crop)
 
 

@@ -12,7 +12,7 @@ from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
 
-FREE = ("dropout", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # matter in training only
+FREE = ("dropout", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # of training only
 SEEN = ("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound")
 
 
@@ -57,12 +57,20 @@ def _of_release(release: Release) -> Published:
 
 
 def _other_network(recipe: Recipe, name: str, options: dict[str, Any], classes: int | None) -> list[str]:
+    options = {key: _listed(value) for key, value in options.items()}
     ours = {**options, **recipe.model.options}  # what the recipe leaves open is as there
-    wrong = [f"model.options.{key}" for key in ours if key not in FREE and ours[key] != options.get(key)]
+    wrong = [
+        f"model.options.{key}" for key in ours if key not in FREE and _listed(ours[key]) != options.get(key)
+    ]
     wrong = [key for key in wrong if key != "model.options.segments"]  # clips.frames tells
     if recipe.model.name != name:
         return ["model.name"]
     return wrong + ([] if classes in (None, recipe.model.num_classes) else ["model.num_classes"])
+
+
+def _listed(value: Any) -> Any:
+    """A setting as a recipe.json has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _other_views(clips: Preprocess, protocol: Protocol, original: Preprocess) -> list[str]:

@@ -10,6 +10,8 @@ import msgspec
 import torch
 from torch import nn
 
+from marey.classes import FILES
+from marey.classes import class_names as shipped_names
 from marey.data.labels import mirror_pairs
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
@@ -157,6 +159,9 @@ def build_model(recipe: Recipe, seed: int) -> tuple[nn.Module, LoadReport | None
 def trained_model(recipe: Recipe, checkpoint: str | os.PathLike[str]) -> nn.Module:
     """The recipe's network with a checkpoint's weights, for as many classes as the checkpoint has.
 
+    Where its classes are those of a data set whose names ship, but in an order of their own (UniFormer's
+    releases), the classifier's rows are put in that of the data set, which lists of numbers follow.
+
     Raises WeightsError WEIGHTS_MISMATCH when the recipe says another class count, or there is no classifier.
     """
     plan = recipe.model
@@ -166,7 +171,20 @@ def trained_model(recipe: Recipe, checkpoint: str | os.PathLike[str]) -> nn.Modu
             "WEIGHTS_MISMATCH",
             f"{checkpoint} has no classifier for {model.num_classes} classes: {model.load_report.summary()}",
         )
+    _official_order(model)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _official_order(model: Any) -> None:
+    names = known_names(model) or ()
+    for dataset in FILES:
+        official = shipped_names(dataset) or ()
+        if names != official and sorted(names) == sorted(official):
+            rows = torch.tensor([names.index(name) for name in official])
+            with torch.no_grad():
+                for tensor in model.head.parameters():
+                    tensor.copy_(tensor[rows])
+            model.class_names = official
 
 
 def known_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -58,7 +58,7 @@ def build(family: str, name: str, row: Row) -> Recipe:
             name=release.model,
             num_classes=release.num_classes,
             weights=row.weights,
-            options={**release.overrides, **row.options},
+            options={key: _plain(value) for key, value in {**release.overrides, **row.options}.items()},
         ),
         clips=clips,
         training=row.training,
@@ -69,6 +69,11 @@ def build(family: str, name: str, row: Row) -> Recipe:
             dataset=release.dataset,
         ),
     )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def find_release(name: str, row: Row) -> Release:
