@@ -31,6 +31,7 @@ from marey.data.lists import Entry, read_list
 from marey.data.workers import Pool
 from marey.errors import DataError, MareyError, MediaError, UsageError
 from marey.video.preprocess import Preprocess, Protocol, Views
+from marey.video.sampling import generator
 from marey.video.synthetic import numbered, render_numbered
 
 SMALL = Preprocess(frames=4, interval=2, short_side=None, crop=8, train_crop="center", flip=0.0)
@@ -285,6 +286,13 @@ def test_a_template_is_used_for_folders_only(tmp_path, monkeypatch):
         entry = Entry(str(tmp_path / name), (0,), template="f_{:03}.png")
         loading.train_task(loading.TrainTask(entry, 0, 0, 0, SMALL))
     assert asked == ["f_{:03}.png", None]
+
+
+def test_every_copy_and_its_device_draw_from_streams_of_their_own():
+    rngs = [loading.copy_rng(3, 1, 7, copy, device=d) for copy in range(3) for d in (False, True)]
+    first = [rng.random() for rng in rngs]
+    assert len(set(first)) == 6
+    assert first[0] == generator(3, 1, 7).random(), "a lone copy draws what it always drew"
 
 
 # Real files -------------------------------------------------------------------------------------------

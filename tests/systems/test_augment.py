@@ -55,35 +55,36 @@ def seen(monkeypatch):
     return batches
 
 
-def expected_batches(recipe, *, copies):
-    """Frames, what is mirrored, and targets of the first epoch, as the loader gives them."""
+def expected_batches(recipe, *, copies, epoch=0):
+    """Frames, what is mirrored, and targets of an epoch, as the loader gives them."""
     clips = read_list(recipe.data.train)
     with Pool(0, 60) as pool:
-        settings = {"batch": 8, "seed": 0, "epoch": 0, "num_classes": 6, "multi_label": False}
+        settings = {"batch": 8, "seed": 0, "epoch": epoch, "num_classes": 6, "multi_label": False}
         yield from train_batches(clips, recipe.clips, pool=pool, copies=copies, **settings)
 
 
 def test_each_setting_does_to_the_batches_what_it_says(tiny, tmp_path, seen):
     """Copies, RandAugment and mixing, put together anew from the parts and compared to the bit."""
-    settings = {key: value for key, value in FULL.items() if "erasing" not in key}
+    settings = {key: value for key, value in FULL.items() if "erasing" not in key} | {"training.epochs": 2}
     run = marey.train("demo.moving_shapes", tiny | PLAIN | settings, out=tmp_path, validate=False).run
-    recipe = load_recipe(run / "recipe.json")
-    mixed = 0
-    for step, batch in enumerate(expected_batches(recipe, copies=2)):
-        assert batch.indices[::2].equal(batch.indices[1::2]) and batch.copies.tolist()[:4] == [0, 1, 0, 1]
-        rngs = [
-            copy_rng(0, 0, i, k, device=True)
-            for i, k in zip(batch.indices.tolist(), batch.copies.tolist(), strict=True)
-        ]
-        frames = rand_augment(batch.frames, RandAugment(layers=4), rngs)
-        assert not frames.equal(batch.frames)
-        mixture = draw_mixture(recipe.training.augment.mixing, (32, 32), generator(0, 0, step, 2**32))
-        mixed += mixture.box is None
-        clip = mix(normalize(frames, recipe.clips, batch.mirrored), mixture)
-        hot = 0.9 * torch.eye(6)[batch.targets] + 0.1 / 6
-        assert seen[step][0].equal(clip) and seen[step][2] == len(batch.frames)
-        assert torch.allclose(seen[step][1], mix_targets(hot, mixture))
-    assert len(seen) == 5 and 0 < mixed < 5, "mixup and cutmix both occur"
+    recipe, cuts = load_recipe(run / "recipe.json"), []
+    for epoch in (0, 1):
+        for step, batch in enumerate(expected_batches(recipe, copies=2, epoch=epoch)):
+            assert batch.indices[::2].equal(batch.indices[1::2])
+            assert batch.copies.tolist() == [0, 1] * (len(batch.frames) // 2)
+            pairs = zip(batch.indices.tolist(), batch.copies.tolist(), strict=True)
+            rngs = [copy_rng(0, epoch, index, number, device=True) for index, number in pairs]
+            frames = rand_augment(batch.frames, RandAugment(layers=4), rngs)
+            assert not frames.equal(batch.frames)
+            rng = generator(0, epoch, step, 2**32)
+            mixture = draw_mixture(recipe.training.augment.mixing, (32, 32), rng)
+            cuts.append(mixture.box is not None)
+            clip = mix(normalize(frames, recipe.clips, batch.mirrored), mixture)
+            hot = 0.9 * torch.eye(6)[batch.targets] + 0.1 / 6
+            got, targets, real = seen[5 * epoch + step]
+            assert got.equal(clip) and real == len(batch.frames)
+            assert torch.allclose(targets, mix_targets(hot, mixture))
+    assert len(seen) == 10 and 0 < sum(cuts) < 10, "mixup and cutmix both occur"
 
 
 def test_the_copies_of_a_video_are_cut_from_the_same_frames(tiny, tmp_path, seen):
@@ -127,14 +128,15 @@ def test_training_with_everything_does_not_depend_on_workers_or_interruptions(ti
 
     def stopped(*arguments, **settings):
         update(*arguments, **settings)
-        made.append(1)
-        if len(made) == 4:  # in the second epoch
+        made.append(settings["updates"])
+        if len(made) == 4:  # in the second epoch, each of which has three
             raise KeyboardInterrupt
 
     monkeypatch.setattr(job, "update_average", stopped)
     again = everything | {"data.workers": 0, "training.save_minutes": 0}
     with pytest.raises((KeyboardInterrupt, MareyError)):
         marey.train("demo.moving_shapes", again, out=tmp_path / "broken")
+    assert made == [1, 2, 3, 4]
     monkeypatch.setattr(job, "update_average", update)
     resumed = marey.train("demo.moving_shapes", again, out=tmp_path / "broken", resume=True)
     for name in ("last", "best"):

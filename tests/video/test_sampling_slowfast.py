@@ -133,9 +133,29 @@ def test_a_preprocess_of_this_rule_cuts_by_it():
     assert corners == [[81, 122, 0], [80, 122, 0]], "161 / 2 rounded up and down"
     trained = [c.train(Wide(), generator(0, 0, 0)).frames[0, 0, 0].tolist() for c in (new, old)]
     assert trained == corners
-    sides = [Preprocess(rule=rule, frames=4, short_side=112, crop=112) for rule in ("slowfast", "0.x")]
-    widths = [c.views(Wide(), Protocol(crops="three")).boxes[1, 2] for c in sides]
-    assert widths == [148, 148]
+
+
+def test_a_preprocess_of_this_rule_resizes_by_it():
+    """341 x 258 to a short side of 111: 146.7 wide."""
+    shared = {"frames": 4, "short_side": 111, "crop": 111, "train_crop": "center", "flip": 0}
+    new, old = (Preprocess(rule=rule, **shared) for rule in ("slowfast", "0.x"))
+    assert [c.views(Wide(), Protocol(crops="three")).boxes[1, 2] for c in (new, old)] == [146, 147]
+    ends = [c.train(Wide(), generator(0, 0, 0)).frames[0, 0, -1, 1].item() for c in (new, old)]
+    assert ends == pytest.approx([128.5 * 341 / width - 256.5 for width in (146, 147)], abs=1)
+    assert ends[0] > ends[1]
+
+
+def test_a_preprocess_of_this_rule_falls_back_by_it():
+    """No area crop fits into 341 x 2; the centred box is 3 x 2, or 2 x 2."""
+
+    class Flat(Wide):
+        def frames(self, indices):
+            return super().frames(indices)[:, :2]
+
+    shared = {"frames": 4, "short_side": None, "crop": 8, "flip": 0}
+    new, old = (Preprocess(rule=rule, **shared) for rule in ("slowfast", "0.x"))
+    lefts = [c.train(Flat(), generator(0, 0, 0)).frames[0, 0, :, 1].tolist() for c in (new, old)]
+    assert [(min(left), max(left)) for left in lefts] == [(169, 171), (169, 170)]
 
 
 @pytest.mark.parametrize(

@@ -187,11 +187,13 @@ def apply(frames: Tensor, changes: Sequence[Change]) -> Tensor:
 def auto_contrast(frames: Tensor, _: float = 0.0) -> Tensor:
     """Each channel of each frame stretched from its darkest and lightest value to 0 and 255."""
     planes = frames.permute(0, 3, 1, 2).contiguous().flatten(2)  # [T, 3, H * W]
-    low, high = (ends.double().unsqueeze(1) for ends in (planes.amin(2), planes.amax(2)))
+    # float64 as in Pillow, which not every device has
+    low, high = (ends.cpu().double().unsqueeze(1) for ends in (planes.amin(2), planes.amax(2)))
     scale = torch.full_like(low, 255) / (high - low)  # 255 / tensor would multiply by a rounded inverse
-    values = torch.arange(256, device=frames.device, dtype=torch.float64).view(1, -1, 1)
+    values = torch.arange(256, dtype=torch.float64).view(1, -1, 1)
     stretched = (values * scale + -low * scale).clamp(0, 255)
-    return _look_up(_places(frames), torch.where(high > low, stretched, values.expand_as(stretched)))
+    tables = torch.where(high > low, stretched, values.expand_as(stretched))
+    return _look_up(_places(frames), tables.to(torch.uint8).to(frames.device))
 
 
 def equalize(frames: Tensor, _: float = 0.0) -> Tensor:
@@ -247,7 +249,8 @@ def color(frames: Tensor, factor: float) -> Tensor:
 
 def contrast(frames: Tensor, factor: float) -> Tensor:
     """Away from the frame's mean grey."""
-    mean = (_gray(frames).flatten(1).double().mean(1) + 0.5).floor()
+    gray = _gray(frames).flatten(1)
+    mean = (2 * gray.sum(1) + gray.shape[1]) // (2 * gray.shape[1])  # rounded
     return _away(frames, mean.view(-1, 1, 1, 1), factor)
 
 
