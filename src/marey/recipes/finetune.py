@@ -1,5 +1,7 @@
 """Own videos: any recognizer, the user's own list, as many classes as the data has."""
 
+from typing import Any
+
 import msgspec
 
 from marey.recipes.schema import Data, Model, Recipe, Training
@@ -21,7 +23,7 @@ def finetune(model: str = "tsm_r50", weights: str | None = None) -> Recipe:
         name="finetune.finetune",
         model=Model(name=model, weights=weights),
         data=Data(),
-        clips=_simple(clips),
+        clips=_simple(clips, one_size=_one_size(model)),
         training=Training(
             epochs=25,
             batch=8,
@@ -45,12 +47,19 @@ def scratch(model: str = "tsm_r18") -> Recipe:
     base = finetune(model)
     small = Protocol(crop=96)
     clips = msgspec.structs.replace(
-        base.clips, short_side=112, crop=96, train_crop="random", val=small, test=small
+        base.clips,
+        short_side=112,
+        train_short_side=None,
+        crop=96,
+        train_crop="random",
+        val=small,
+        test=small,
     )
+    options: dict[str, Any] = {"dropout": 0.2} | ({"crop": 96} if _one_size(model) else {})
     return msgspec.structs.replace(
         base,
         name="finetune.scratch",
-        model=msgspec.structs.replace(base.model, options={"dropout": 0.2}),
+        model=msgspec.structs.replace(base.model, options=options),
         clips=clips,
         training=msgspec.structs.replace(
             base.training,
@@ -62,18 +71,24 @@ def scratch(model: str = "tsm_r18") -> Recipe:
     )
 
 
-def _simple(clips: Preprocess) -> Preprocess:
+def _one_size(model: str) -> bool:
+    """Whether a network takes clips of one size only."""
+    return model.startswith("mvit")
+
+
+def _simple(clips: Preprocess, *, one_size: bool) -> Preprocess:
     """The same clips with protocols that suit a first look: one centre view, and three crops for the test.
 
     Which classes a mirror exchanges is a matter of the data, so what the weights' own data had is forgotten.
     """
     number = 3 if clips.sampling == "clip" else 1
     side = clips.plan(clips.test).short_side or clips.crop
+    cut = clips.crop if one_size else side
     return msgspec.structs.replace(
         clips,
         short_side=side,
         flip_labels=(),
         val=Protocol(),
-        test=Protocol(clips=number, crops="three", crop=side),
+        test=Protocol(clips=number, crops="three", crop=cut, short_side=cut if one_size else None),
         average="prob",
     )
