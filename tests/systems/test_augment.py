@@ -17,6 +17,7 @@ from marey.training.checkpoint import load_state
 from marey.video.augment import RandAugment, draw_mixture, mix, mix_targets, rand_augment
 from marey.video.preprocess import normalize
 from marey.video.sampling import generator
+from marey.weights.create import open_model
 
 PLAIN = {"training.epochs": 1, "data.workers": 0}
 FULL = {
@@ -188,3 +189,18 @@ def test_optimizer_settings_reach_the_optimiser(tiny, tmp_path):
     rates = [float(row["lr"]) for row in csv.DictReader((run / "metrics.csv").open())]
     assert rates[0] == pytest.approx(1e-4) and rates[1] > rates[0]
     assert [g["lr"] for g in groups if g["factor"] == 0.25] == pytest.approx([rates[-1] / 4] * 2, rel=1e-5)
+
+
+def test_the_average_s_statistics_are_measured_on_augmented_clips_of_no_epoch(tiny, tmp_path):
+    settings = {"training.ema": 0.9, "training.precise_bn": 2, "training.augment.rand.layers": 4}
+    found = marey.train("demo.moving_shapes", tiny | PLAIN | settings, out=tmp_path)
+    saved, recipe, maps = open_model(found.checkpoint), load_recipe(found.run / "recipe.json"), []
+    for _, batch in zip(range(2), expected_batches(recipe, copies=1, epoch=1), strict=False):
+        rngs = [copy_rng(0, 1, index, 0, device=True) for index in batch.indices.tolist()]
+        frames = rand_augment(batch.frames, recipe.training.augment.rand, rngs)
+        clip = normalize(frames, recipe.clips, batch.mirrored)
+        with torch.no_grad():
+            maps.append(saved.trunk.stem.conv(clip.transpose(1, 2).flatten(0, 1)))
+    norm, seen = saved.trunk.stem.bn, torch.cat(maps)
+    assert torch.allclose(norm.running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(norm.running_var, seen.var((0, 2, 3), unbiased=False), rtol=1e-4)
