@@ -49,10 +49,11 @@ STYLES: dict[str, Style] = {
 
 
 @lru_cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def spread(frames: int, count: int) -> list[int]:
     """So many frame numbers from first to last, with the rounding of torch's linspace.
 
-    Once asked for they are plain numbers, also to `torch.export`, which cannot look into tensors.
+    They are plain numbers to `torch.compile`, and once asked for also to `torch.export`.
     """
     numbers: list[int] = torch.linspace(0, frames - 1, count, device="cpu").long().tolist()
     return numbers
