@@ -7,7 +7,6 @@ from marey.models import build
 from tests.models.small import SLIM
 from tests.oracles import relative_error
 
-
 FAMILIES = [case for case in SLIM if case[0] != "slowfast_r101_alphaction"]  # is slowfast_r50, longer
 
 
