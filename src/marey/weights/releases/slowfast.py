@@ -5,7 +5,8 @@ where PySlowFast averages the probabilities of four windows of 224. Clips are ta
 source. Of Something-Something PySlowFast's table states no number of crops, and its configuration one at the
 left or top; three are taken here.
 
-Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from.
+Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from,
+which have non-local blocks in the slow pathway or are only called C2D.
 """
 
 from typing import Any
