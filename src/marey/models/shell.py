@@ -9,13 +9,14 @@ from torch.overrides import TorchFunctionMode
 
 from marey.models import build
 
-_SAME = {F.batch_norm, Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.fill_, Tensor.zero_}
+_DRAWN = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.fill_, Tensor.zero_}
+_SAME = {F.batch_norm, F.layer_norm, F.gelu, F.relu, F.dropout} | _DRAWN
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Leaves out what no shape depends on: drawing fresh weights, and batch norms.
+    """Leaves out what no shape depends on: drawing fresh weights, norms and activations.
 
-    On the meta device these two take most of the time of building and of running a network.
+    On the meta device these take most of the time of building and of running a network.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
