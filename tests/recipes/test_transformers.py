@@ -157,6 +157,9 @@ def test_transformers_are_trained_as_configured(name):
     assert (training.epochs, training.reference_batch) == (epochs, videos)
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.groups) == (decay, norm, "vectors")
     assert optimizer.lr == pytest.approx(base) and optimizer.decay_tables
+    jitter = ((256, 320), True, "random") if name.startswith("SSv2") else (None, False, "area")
+    clips = recipe.clips
+    assert (clips.train_short_side, clips.inverse_short_side, clips.train_crop) == jitter
     if name.startswith("SSv2"):
         assert (optimizer.kind, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.9, True)
     else:
@@ -197,6 +200,7 @@ def test_slowfast_is_trained_as_configured(name):
             start + round(epoch, 3) * (planned(warm) - start) / warm
         )
     assert (recipe.clips.train_short_side, recipe.clips.train_crop) == ((256, 320), "random")
+    assert recipe.clips.inverse_short_side == (name == "SLOWFAST_16x8_R50")
 
 
 @pytest.mark.parametrize("name", SWIN)

@@ -87,6 +87,17 @@ def test_short_sides_are_the_published_ones():
         )
 
 
+def test_a_short_side_drawn_by_its_inverse_is_the_published_one():
+    """Sizes (width, height) of 320x240 by numpy's legacy seeds 0 to 5, scales 256 to 320."""
+    clips = Preprocess(
+        rule="slowfast", train_short_side=(256, 320), inverse_short_side=True, train_crop="center"
+    )
+    sizes = [clips._draw_box((320, 240), np.random.RandomState(seed))[0] for seed in range(6)]
+    assert sizes == [(374, 281), (386, 290), (385, 289), (374, 281), (344, 258), (404, 303)]
+    with pytest.raises(UsageError, match="inverse_short_side needs"):
+        Preprocess(inverse_short_side=True)
+
+
 def test_crops_are_the_published_ones():
     """Left or top, right or bottom, and the middle; index 0, 2, 1 upstream."""
     met = 0

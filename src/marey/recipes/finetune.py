@@ -50,6 +50,7 @@ def scratch(model: str = "tsm_r18") -> Recipe:
         base.clips,
         short_side=112,
         train_short_side=None,
+        inverse_short_side=False,
         crop=96,
         train_crop="random",
         val=small,

@@ -5,9 +5,7 @@
 Both folders there have an MVITv2_S_16x4 and an MVITv2_B_32x3: those of Something-Something begin with SSv2_
 here. Their configurations say SGD, one machine and one copy of a video.
 
-Not here, because a setting is missing: on Something-Something the short side is drawn so that its inverse is
-uniform (INV_UNIFORM_SAMPLE); here the side itself is. Validation is PySlowFast's random clips there; here it
-is the centre of the middle clip.
+Validation is of random clips there; here it is of the centre of the middle clip.
 """
 
 import msgspec

@@ -8,10 +8,9 @@ to give the same. MMAction2 0.x states its rates for eight processes; some figur
 
 Not here, because a setting is missing: multigrid training, which changes the clips' size and number as it
 goes (SLOWFAST_8x8_R50_stepwise_multigrid, SLOWFAST_16x8_R50_multigrid and MMAction2's slowfast_multigrid_...,
-whose files are in the zoo); on Something-Something V2 statistics of batch norms over four GPUs, and short
-sides whose inverse is drawn uniformly (INV_UNIFORM_SAMPLE; here the side itself is). The 510 iterations of
-warm-up on V1 are 0.19 epochs. Validation is of random clips at PySlowFast; here it is the centre of the
-middle clip.
+whose files are in the zoo), and on Something-Something V2 statistics of batch norms over four GPUs. The 510
+iterations of warm-up on V1 are 0.19 epochs. Validation is of random clips at PySlowFast; here it is of the
+centre of the middle clip.
 """
 
 import msgspec

@@ -8,8 +8,8 @@ clips.channel_order=rgb.
 
 Not here, because a setting is missing: float16 with a scaler of the gradients (`training.precision=bf16` is
 the nearest). Stage 3 ran again in the backward pass there to save memory: `training.checkpoint_activations`
-does so for all blocks and changes no value. Validation is of random clips there; here it is the centre of the
-middle clip.
+does so for all blocks and changes no value. Validation is of random clips there; here it is of the centre of
+the middle clip.
 """
 
 from marey.recipes.pyslowfast import adamw

@@ -149,6 +149,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     keep_tail         training: starts reach the very end of the video
     short_side        frames are first resized to this short side; None: used as they are
     train_short_side  training: the short side is drawn from lowest..highest instead
+    inverse_short_side  training: not the short side is drawn uniformly, but its inverse, so that small ones
+                      are more frequent (PySlowFast's INV_UNIFORM_SAMPLE)
     crop, train_crop  training: side of the square the network sees, and how it is cut: "area"
                       (RandomResizedCrop), "multiscale5", "multiscale13" (with scales, scale_gap), "random",
                       "center"
@@ -173,6 +175,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     clip_interval: int = 16
     short_side: int | None = 256
     train_short_side: tuple[int, int] | None = None
+    inverse_short_side: bool = False
     crop: int = 224
     train_crop: TrainCrop = "area"
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
@@ -381,7 +384,11 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Size that frames are resized to, and the box of it that is cut."""
         short = self.short_side
         if self.train_short_side:
-            short = int(rng.integers(*self.train_short_side, endpoint=True))
+            low, high = self.train_short_side
+            if self.inverse_short_side:
+                short = round(1 / rng.uniform(1 / high, 1 / low))
+            else:
+                short = int(rng.integers(low, high, endpoint=True))
         size = to_short_side(size, short, down=self.pyslowfast) if short else size
         if self.train_crop == "area":
             return size, area_crop(size, rng, square=not self.pyslowfast)
@@ -459,6 +466,7 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         "keep_tail needs clip or segments sampling": p.keep_tail and p.sampling not in ("clip", "segments"),
         "dense sampling needs sample_range >= frames": p.sampling == "dense" and p.sample_range < p.frames,
         "crop and short_side must be at least 1": min(p.crop, lowest or 1) < 1,
+        "inverse_short_side needs train_short_side": p.inverse_short_side and p.train_short_side is None,
         "train_short_side must be (lowest, highest)": lowest is not None
         and highest is not None
         and lowest > highest,

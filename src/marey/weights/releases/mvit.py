@@ -39,6 +39,7 @@ def _sparse(frames: int) -> Preprocess:
         frames=frames,
         rule="slowfast",
         train_short_side=(256, 320),
+        inverse_short_side=True,
         train_crop="random",
         flip=0.0,
         test=Protocol(crops="three", short_side=224),

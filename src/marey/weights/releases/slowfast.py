@@ -34,6 +34,7 @@ SPARSE = Preprocess(
     sampling="uniform",
     frames=64,
     rule="slowfast",
+    inverse_short_side=True,
     flip=0.0,
     test=Protocol(crops="three", crop=256),
     **JITTER,
