@@ -2,6 +2,7 @@
 
 Source: facebookresearch/SlowFast@287ec007, slowfast/config/defaults.py, slowfast/models/optimizer.py and
 slowfast/utils/lr_policy.py. Batches are stated for a machine of eight GPUs; copies of a video do not count.
+RandAugment changes the cut clip here, and whole frames before they are cut there.
 """
 
 from marey.recipes.schema import Training

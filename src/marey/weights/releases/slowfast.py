@@ -6,7 +6,8 @@ source. Of Something-Something PySlowFast's table states no number of crops, and
 left or top; three are taken here.
 
 Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from,
-which have non-local blocks in the slow pathway or are only called C2D.
+which have non-local blocks in the slow pathway or are only called C2D; AlphAction's files of Kinetics-700,
+whose classifier is not part of the network that is known here; and Nightcrawler's of ARID.
 """
 
 from typing import Any
