@@ -26,8 +26,8 @@ from marey.weights.create import create_model, open_model
 from marey.weights.native import save_checkpoint
 from marey.weights.onnx import open_onnx
 
-SWIN = {"channels": 12, "depths": (2, 2), "heads": (2, 3), "window": (4, 3, 3)}
-MVIT = {"frames": 4, "crop": 64, "channels": 8, "depth": 4, "starts": (1, 2, 3)}
+SWIN = {"channels": 12, "depths": (2, 1), "heads": (2, 3), "window": (4, 3, 3)}
+MVIT = {"frames": 4, "crop": 64, "channels": 8, "depth": 2, "starts": (1,)}
 UNIFORMER = {"depths": (1, 1, 1, 1), "channels": (8, 16, 24, 32), "head_width": 8}
 W = {"width": 8}
 HERE = {"non_local": "dot_product", "non_local_blocks": ((), (0,), (1,), ())}
@@ -35,7 +35,6 @@ NETWORKS = [  # one of each kind, and what changes its operations
     ("csn_ir_r50", W),
     ("r2plus1d_r34", W),
     ("slowfast_r50", {**W, "crop": 32}),  # four places
-    ("slowfast_r50", {**W, "style": "alphaction"}),
     ("slowonly_r50", {**W, "non_local": "embedded_gaussian"}),
     ("tsn_r18", W),
     ("tsm_r18", {**W, "segments": 4}),
@@ -46,7 +45,7 @@ NETWORKS = [  # one of each kind, and what changes its operations
     ("uniformer_s", UNIFORMER),
     ("uniformer_s", {**UNIFORMER, "split": True}),
 ]
-FREE = [("tsn_r18", W, "8x64x64"), ("csn_ir_r50", W, "9x64x64"), ("uniformer_s", UNIFORMER, "4x64x64")]
+FREE = [("csn_ir_r50", W, "9x64x64"), ("uniformer_s", UNIFORMER, "4x64x64")]
 
 
 def network(name, overrides, classes=5):
@@ -91,7 +90,7 @@ def test_onnxruntime_gives_the_logits_of_every_kind_of_network(name, overrides, 
     )
 
 
-@pytest.mark.parametrize(("name", "overrides"), [NETWORKS[i] for i in (2, 6, 9)], ids=str)
+@pytest.mark.parametrize(("name", "overrides"), [NETWORKS[i] for i in (5, 9)], ids=str)
 @torch.inference_mode()
 def test_torch_gives_them_too(name, overrides, tmp_path):
     model = network(name, overrides)
@@ -111,8 +110,11 @@ def test_lengths_and_sizes_can_be_left_free(name, overrides, size, tmp_path):
     done = export(model, tmp_path / "x.onnx", size=size, any_frames=True, any_size=True)
     assert done.input == ("batch", "3", "frames", "height", "width")
     opened = open_onnx(tmp_path / "x.onnx")
-    for shape in ((1, 9, 64, 64), (3, 14, 70, 110)):
+    for shape in ((1, 9, 64, 64), (3, 14, 70, 110), (2, 2, 32, 40)):  # the last ones torch would refuse
         assert close(opened(clip(*shape)), model(clip(*shape)))
+    with pytest.raises(MareyError, match="clip of 4 x 0 x 8") as error:
+        opened(clip(1, 4, 0, 8))
+    assert error.value.code == "EXPORT_FAILED"
 
 
 def test_what_a_network_does_not_allow_is_said_before_anything_is_done(tmp_path):
@@ -127,7 +129,7 @@ def test_what_a_network_does_not_allow_is_said_before_anything_is_done(tmp_path)
     assert "windows" in refused(create_model("swin3d_t", 5, **SWIN), any_size=True)
     assert "begins at 9" in refused(create_model("csn_ir_r50", 5, **W), size="8x64x64", any_frames=True)
     other = nn.Linear(3, 3)
-    assert "Linear takes more than clips" in refused(other)
+    assert "Linear does not take clips alone" in refused(other)
     assert not list(tmp_path.iterdir())
 
 

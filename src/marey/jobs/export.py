@@ -141,6 +141,8 @@ def export(
     shape = _shape(model, size)
     free = _free(model, shape, any_frames=any_frames, any_size=any_size)
     card, copy = _card(model), folded(model)
+    if not isinstance(source, nn.Module) and os.fspath(source) in MODELS:
+        print(f"marey: {source} is exported with fresh weights", file=sys.stderr)
     clips = _clips(shape, free)
     with torch.inference_mode():
         want = [model(clip) for clip in clips]  # first of all: it also says what is wrong with a size
@@ -175,7 +177,6 @@ def _network(source: nn.Module | str | os.PathLike[str]) -> Any:
     if isinstance(source, nn.Module):
         model: Any = source.eval()
     elif os.fspath(source) in MODELS:
-        print(f"marey: {source} is exported with fresh weights", file=sys.stderr)
         model = create_model(os.fspath(source)).eval()
     else:
         model = open_model(source)
@@ -184,7 +185,7 @@ def _network(source: nn.Module | str | os.PathLike[str]) -> Any:
     if type(model) not in KINDS:
         raise UsageError(
             "EXPORT_UNSUPPORTED",
-            f"not supported: {type(model).__name__} takes more than clips; exported are networks of the "
+            f"not supported: {type(model).__name__} does not take clips alone; exported are networks of the "
             "kinds " + ", ".join(sorted(kind.__name__ for kind in KINDS)),
         )
     if getattr(model, "spec", None) is None:

@@ -51,7 +51,15 @@ class OnnxModel(nn.Module):
                 "export it with --input, --any-frames or --any-size to suit",
             )
         given = {INPUT: clip.detach().float().cpu().contiguous().numpy()}
-        return torch.from_numpy(self.session.run([OUTPUT], given)[0]).to(clip.device)
+        try:
+            logits = self.session.run([OUTPUT], given)[0]
+        except Exception as error:  # as in `open_onnx`
+            size = " x ".join(map(str, clip.shape[2:]))
+            raise MareyError(
+                "EXPORT_FAILED",
+                f"onnxruntime cannot run {self.spec['name']} on a clip of {size}: {_line(error)}",
+            ) from None
+        return torch.from_numpy(logits).to(clip.device)
 
     def features(self, clip: Tensor) -> Tensor:
         """Not there: raises UsageError EXPORT_LOGITS."""
@@ -85,9 +93,8 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxModel:
     except OSError as error:
         raise WeightsError("WEIGHTS_NOT_FOUND", f"cannot read {str(path)!r}: {error.strerror}") from None
     except Exception as error:  # onnxruntime's own have no common parent
-        reason = ascii(str(error).partition("\n")[0])[1:-1]
         raise WeightsError(
-            "WEIGHTS_DAMAGED", f"onnxruntime cannot load {str(path)!r}: {reason:.200}"
+            "WEIGHTS_DAMAGED", f"onnxruntime cannot load {str(path)!r}: {_line(error)}"
         ) from None
     card = session.get_modelmeta().custom_metadata_map.get(KEY)
     try:
@@ -103,6 +110,10 @@ def open_onnx(path: str | os.PathLike[str]) -> OnnxModel:
     if names is not None and len(names) != found.num_classes:
         raise _not_ours(path, f"it has {len(names)} class names for {found.num_classes} classes")
     return OnnxModel(session, found)
+
+
+def _line(error: Exception) -> str:
+    return ascii(str(error).partition("\n")[0])[1:-1][:200]
 
 
 def _not_ours(path: str | os.PathLike[str], why: str) -> WeightsError:
