@@ -109,11 +109,15 @@ def _assemble(
     given = {**origin.overrides, **overrides} if origin else overrides
     model: Any = build(name, num_classes, **given)
     model.spec = {"name": name, "num_classes": num_classes, "overrides": given}
-    if name != "nextvlad":  # it is fed features, not clips
-        usual = family_preprocess(name, getattr(model, "segments", 8))
-        model.preprocess = origin.preprocess if origin else usual
+    if origin is not None:
+        model.preprocess = origin.preprocess
+    elif name != "nextvlad":  # it is fed features, not clips
+        model.preprocess = family_preprocess(name, getattr(model, "segments", 8))
     if "segments" in overrides:
         model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
+    if hasattr(model, "clip_size"):  # MViT takes clips of one size only
+        frames, crop, _ = model.clip_size
+        model.preprocess = msgspec.structs.replace(model.preprocess, frames=frames, crop=crop)
     model.class_names = None
     if tensors is not None and found is not None:
         model.load_report = fill(model, tensors, found)
