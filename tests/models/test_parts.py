@@ -134,7 +134,7 @@ def test_evaluation_does_not_depend_on_freezing():
             lambda part, norm: not norm and part != "trunk.stem",
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 @pytest.mark.parametrize("name", ["tsn_r18", "tsm_r18"])
 def test_gradients_are_where_something_learns_and_nowhere_else(name, overrides, learns):
