@@ -16,7 +16,7 @@ from marey.weights.release import JESTER_PAIRS, SSV1_PAIRS, SSV2_PAIRS, Release,
 ONE, TEN = Protocol(), Protocol(crops="ten")
 TWICE = Protocol(twice=True, crops="three", crop=256)
 V1, V2 = "Something-Something V1", "Something-Something V2"
-Cut = Literal["area", "multiscale13"]
+Cut = Literal["area", "multiscale5", "multiscale13"]
 
 
 def clips(

@@ -6,17 +6,18 @@ average="score".
 Left out: optical flow and RGB difference, and ResNeXt, DenseNet, Swin, MobileOne as backbones.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from marey.video.preprocess import Preprocess, Protocol
 from marey.video.sampling import Rule
 from marey.weights.release import SSV2_PAIRS, Release, named, unresized
+from marey.weights.releases import tsm
+from marey.weights.releases.tsm import Cut
 
 TEN = Protocol(frames=25, crops="ten")
 THREE = Protocol(frames=25, crops="three", crop=256)
 OWN, OWN_WHOLE, OWN_THREE = Protocol(), Protocol(crop=256), Protocol(crops="three", crop=256)  # of training's
 TEN_TEXT, THREE_TEXT = "25 frames x 10 crops of 224", "25 frames x 3 crops of 256"
-Cut = Literal["area", "multiscale5", "multiscale13"]
 
 
 def clips(
@@ -29,15 +30,7 @@ def clips(
     **more: Any,
 ) -> Preprocess:
     """One frame of each segment, or with `dense` at equal steps within 64 frames, at 10 places in a test."""
-    return Preprocess(
-        sampling="dense" if dense else "segments",
-        frames=segments,
-        rule=rule,
-        train_crop=cut,
-        average="score",
-        test=test,
-        **more,
-    )
+    return tsm.clips(segments, test, cut=cut, rule=rule, dense=dense, average="score", **more)
 
 
 def _row(
