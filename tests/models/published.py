@@ -3,6 +3,7 @@
 import re
 
 import torch
+from torch.nn import functional as F
 
 from marey.models import build
 from marey.weights.load import LAYOUTS, load_weights
@@ -57,3 +58,13 @@ def published(case):
 
 def clip_of(case):
     return drawn_input(case["input"]["shape"], case["input"]["seed"])
+
+
+def losses_of_a_step(model, clip):
+    """Loss of drawn clips before and after a step of AdamW, in which every parameter has its gradient."""
+    label, optimizer = torch.arange(len(clip)), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    before = F.cross_entropy(model(clip), label)
+    before.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    optimizer.step()
+    return before.item(), F.cross_entropy(model(clip), label).item()

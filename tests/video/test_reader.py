@@ -336,6 +336,7 @@ def test_only_long_reads_open_the_file_again_for_torchcodec(
         many = video.frames(numbers)
         assert video.decoder == "torchcodec" and not video.notes
         np.testing.assert_array_equal(many[:-1], few)
+        # safe: the bytes were pickled in the same line
         again = pickle.loads(pickle.dumps(video))
         np.testing.assert_array_equal(again.frames(numbers), many)
         assert again.decoder == "torchcodec"
