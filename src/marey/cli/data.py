@@ -1,0 +1,59 @@
+"""`marey data`: commands on lists of videos and what they name."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from marey.cli.parts import SOME_FAILED, Json
+
+app = typer.Typer(no_args_is_help=True, help="Lists of videos: check them.")
+
+
+@app.command("check")
+def check(
+    lists: Annotated[
+        list[str], typer.Argument(metavar="LIST", help="Lists, or folders with a folder per class.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Report as JSON; a later check continues from it.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; -1: one per core, at most eight.")] = -1,
+    min_frames: Annotated[int, typer.Option(min=1, help="Name clips with fewer frames.")] = 1,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Labels must be below; default: as in the lists.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="File with the class names in label order, or Kinetics-400, ...")
+    ] = None,
+    first_label: Annotated[int, typer.Option(help="Number of the first class in the lists.")] = 0,
+    multi_label: Annotated[
+        bool | None, typer.Option("--multi-label/--single-label", help="Default: as it looks.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths start from.")] = None,
+    layout: Annotated[str, typer.Option("--format", help="Layout of the lists.")] = "auto",
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    seconds: Annotated[float, typer.Option(help="Time limit for one file.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Read lists and every file in them, in parallel, and name what is wrong with which."""
+    from marey.jobs.check import as_json as report_json
+    from marey.jobs.check import check as run
+    from marey.jobs.check import lines
+    from marey.jobs.setup import cores
+
+    report = run(
+        lists,
+        workers=cores() if workers < 0 else workers,
+        min_frames=min_frames,
+        num_classes=num_classes,
+        out=out,
+        seconds=seconds,
+        classes=classes,
+        root=root,
+        format=layout,
+        template=template,
+        first_label=first_label,
+        multi_label=multi_label,
+    )
+    print(report_json(report) if as_json else "\n".join(lines(report)))
+    if not report.ok:
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,246 @@
+"""Commands that train, test and run models; recipes; the state of the installation."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from marey.cli.parts import SOME_FAILED, Json, Overrides, beside, rows, seconds
+from marey.errors import UsageError
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the videos and the run.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of videos and training.")] = 0,
+) -> None:
+    """Render a small dataset, train on it, test, predict and write a report."""
+    from marey.jobs.demo import demo as run
+
+    found = run(out, seed=seed)
+    print(f"test accuracy {found.accuracy:.1%} on {found.clips} clips")
+    for seen in found.predictions:
+        print(f"{seen.source}  " + "  ".join(f"{name} {score:.1%}" for score, name in seen.top()))
+    print(f"report {found.report}")
+
+
+def predict(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What `marey train` or `export` wrote, or a release's file.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    every: Annotated[
+        str | None, typer.Option(help="A timeline with a window every so long, for example 2s.")
+    ] = None,
+    span: Annotated[
+        str | None, typer.Option(help="How long a window lasts; default: as long as --every.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write .jsonl, .csv or .parquet.")] = None,
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What is seen in videos: one line of classes each, or a timeline."""
+    from marey.jobs.output import write_predictions
+    from marey.jobs.predict import predict as run
+
+    if (checkpoint is None) == (model is None):
+        raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
+    found = run(
+        checkpoint or str(model),
+        sources,
+        top=top,
+        every=seconds(every),
+        span=seconds(span),
+        template=template,
+        device=device,
+    )
+    failed = 0
+    rows = found if out is None else write_predictions(found, out)
+    for row in rows:
+        failed += row.code is not None
+        if as_json:
+            print(row.json())
+        elif row.code is not None:
+            print(f"{row.source}: {row.code}: {row.message}", file=sys.stderr)
+        else:
+            window = f"  {row.start:.1f}-{row.end:.1f} s" if every else ""
+            print(
+                f"{row.source}{window}  " + "  ".join(f"{name} {score:.1%}" for score, name in row.top(top))
+            )
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def features(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the features and their index.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="What `marey train` wrote, or a release's file.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
+    per: Annotated[
+        str, typer.Option(help="A row per clip, second or video, or per window: 2s, 0.5s, 1min.")
+    ] = "clip",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float32",
+    layout: Annotated[str, typer.Option("--format", help="safetensors, npz or parquet.")] = "safetensors",
+    layer: Annotated[str | None, typer.Option(help="A module's name; default: the pooled features.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the folder; skip what is finished.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; processes share the folder.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Decoding processes; -1: one per core, at most eight.")] = -1,
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pooled features of videos as files with an index; a killed run continues with --resume."""
+    from marey.jobs.extract import extract_features
+    from marey.jobs.manifest import shard as part
+
+    if (checkpoint is None) == (model is None):
+        raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
+    rows: Any = per if per in ("clip", "video") else 1.0 if per == "second" else seconds(per)
+    found = extract_features(
+        checkpoint or str(model),
+        sources,
+        out,
+        per=rows,
+        layer=layer,
+        dtype=dtype,  # type: ignore[arg-type]  # checked there
+        format=layout,  # type: ignore[arg-type]
+        resume=resume,
+        shard=None if shard is None else part(shard),
+        template=template,
+        device=device,
+        workers=workers,
+    )
+    rows(found._asdict() | {"folder": str(found.folder)}, as_json)
+    if found.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+    validate: Annotated[
+        bool | None, typer.Option("--validate/--no-validate", help="Default: if there is data.val.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits every time.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue this recipe's newest run.")] = False,
+    auto_scale_lr: Annotated[
+        bool, typer.Option("--auto-scale-lr", help="Scale lr to the real batch.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine; torchrun's number rules.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe; everything goes to runs/<recipe>/<n>/."""
+    from marey.jobs.train import train as run
+
+    found = run(
+        recipe,
+        overrides or (),
+        out=out,
+        resume=resume,
+        validate=validate,
+        seed=seed,
+        deterministic=deterministic,
+        auto_scale_lr=auto_scale_lr,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+    )
+    rows({"run": str(found.run), "checkpoint": str(found.checkpoint), **found.metrics}, as_json)
+    if found.skipped:
+        raise typer.Exit(SOME_FAILED)
+
+
+def test(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+    checkpoint: Annotated[Path, typer.Option(help="What `marey train` wrote, or published weights.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path | None, typer.Option(help="results.json to write; default: into the run's folder.")
+    ] = None,
+    metrics: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
+    average_clips: Annotated[str | None, typer.Option(help="prob, score, or none: one row per view.")] = None,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Score a test list with a checkpoint, by the recipe's full protocol."""
+    from marey.jobs.evaluate import test as run
+
+    found = run(
+        recipe,
+        checkpoint,
+        overrides or (),
+        out=out,
+        metrics=metrics or (),
+        average_clips=average_clips,
+        accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
+    )
+    expected = (found["expected"] or {}).get("metrics", {})
+    shown: dict[str, Any] = {"evaluated": f"{found['evaluated']} of {found['listed']}", **found["metrics"]}
+    rows(
+        {name: beside(value, expected.get(name)) for name, value in shown.items()} if not as_json else found,
+        as_json,
+    )
+    if found["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+def recipes(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, for example 'tsm*'.")] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the recipes."""
+    from marey.recipes.catalog import describe_recipe, list_recipes
+
+    rows({name: describe_recipe(name) for name in list_recipes(pattern)}, as_json)
+
+
+def recipe(
+    name: Annotated[str, typer.Argument(help="A recipe's name, or a recipe.json.")],
+    overrides: Overrides = None,
+) -> None:
+    """Print one recipe, resolved, as JSON."""
+    import msgspec
+
+    from marey.recipes.catalog import load_recipe
+
+    text = msgspec.json.encode(load_recipe(name, overrides or ()))
+    print(msgspec.json.format(text, indent=2).decode())
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, decoders, disk: what works here and what does not."""
+    from marey.jobs.doctor import doctor as run
+    from marey.jobs.doctor import lines
+
+    facts = run()
+    print(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))
+    if not facts["ok"]:
+        raise typer.Exit(5)
