@@ -10,7 +10,7 @@ import marey
 SRC = Path(marey.__file__).parent
 LAYERS = (
     {"errors"},
-    {"files", "classes"},
+    {"files", "classes", "pickles"},
     {"video", "models", "metrics", "scores", "training"},
     {"weights", "data"},
     {"recipes"},

@@ -27,7 +27,7 @@ from marey.data.youtube8m import (
     record,
 )
 from marey.errors import DataError
-from marey.weights.pickles import read_pickle
+from marey.pickles import read_pickle
 
 FOLDER = Path(__file__).parent / "oracles" / "youtube8m"
 ORACLE = json.loads((FOLDER / "records.json").read_text())

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from marey import pickles
 from marey.errors import WeightsError
 from marey.models import build
-from marey.weights import pickles
 from marey.weights.load import load_weights
 from marey.weights.reading import read_weights
 from tests.weights.files import (

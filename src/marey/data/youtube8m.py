@@ -149,7 +149,7 @@ def read_videos(
 
 
 def paddle_videos(found: Any, layout: Layout, where: str) -> Iterator[Video]:
-    """The videos of what `marey.weights.pickles.read_pickle` read from a file of Paddle's `tf2pkl`.
+    """The videos of what `marey.pickles.read_pickle` read from a file of Paddle's `tf2pkl`.
 
     Such a file holds a list of dicts, or one dict, with `video`, `feature`, `audio`, `label` and `nframes`;
     their keys are bytes or text, by the Python that wrote them. Raises as `read_video`.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from marey.errors import WeightsError
+from marey.pickles import read_pickle
 from marey.weights import paddle
-from marey.weights.pickles import read_pickle
 
 WRAPPINGS = ("state_dict", "model_state", "model_state_dict", "model", "blobs")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile

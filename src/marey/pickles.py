@@ -173,17 +173,19 @@ def _name(full: str) -> Name:
     )
 
 
-def unpickle(stream: BinaryIO, size: int, storage: Storage | None = None) -> Any:
+def unpickle(stream: BinaryIO, size: int, storage: Storage | None = None, most: int | None = None) -> Any:
     """The object that the next pickle of a stream describes.
 
     size     bytes of the file: what calls make of its content may take a few times as many
     storage  gives the memory that a tensor of the file lies in, by dtype, key and number of elements
+    most     instructions it may have; None: MOST_OPCODES
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
     budget = 2**26 + 8 * size
-    for _ in range(MOST_OPCODES):
+    most = MOST_OPCODES if most is None else most
+    for _ in range(most):
         opcode = OPCODES[stream.read(1).decode("latin1")]
         arg: Any = None
         if opcode.name == "STRING":
@@ -271,7 +273,7 @@ def unpickle(stream: BinaryIO, size: int, storage: Storage | None = None) -> Any
             raise WeightsError(
                 "WEIGHTS_LIMIT", f"the file of {size:,} bytes makes many times as much of them"
             )
-    raise WeightsError("WEIGHTS_LIMIT", f"the file holds more than {MOST_OPCODES:,} instructions")
+    raise WeightsError("WEIGHTS_LIMIT", f"the file holds more than {most:,} instructions")
 
 
 def _string(line: bytes) -> str:
@@ -298,15 +300,16 @@ def _build(target: Any, state: Any) -> None:
         raise WeightsError("WEIGHTS_UNSAFE", f"the file sets the state of a {type(target).__name__}")
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, most: int | None = None) -> Any:
     """What a PyTorch file (zip or legacy) or a bare pickle holds: tensors, arrays, numbers, text, containers.
 
+    most  instructions that it may have (a second for a million or so); None: MOST_OPCODES
     Raises WeightsError: WEIGHTS_UNSAFE naming what the file asks for, WEIGHTS_DAMAGED, WEIGHTS_LIMIT.
     """
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            return _read_zip(file, size) if file.peek(2)[:2] == b"PK" else _read_bare(file, size)
+            return _read_zip(file, size, most) if file.peek(2)[:2] == b"PK" else _read_bare(file, size, most)
     except WeightsError as error:
         raise WeightsError(error.code, f"{str(path)!r}: {error.message}") from None
     except Exception as error:  # a damaged file can break any step
@@ -316,7 +319,7 @@ def read_pickle(path: Path) -> Any:
         ) from None
 
 
-def _read_zip(file: BinaryIO, size: int) -> Any:
+def _read_zip(file: BinaryIO, size: int, most: int | None) -> Any:
     """Refuses archives that PyTorch does not write: their entries can declare far more than there is."""
     archive, declared, inner = zipfile.ZipFile(file), 0, ""
     for entry in archive.infolist():
@@ -346,12 +349,12 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
             made[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return made[key]
 
-    return unpickle(io.BytesIO(archive.read(inner)), size, storage)
+    return unpickle(io.BytesIO(archive.read(inner)), size, storage, most)
 
 
-def _read_bare(file: BinaryIO, size: int) -> Any:
+def _read_bare(file: BinaryIO, size: int, most: int | None) -> Any:
     """A pickle, or PyTorch's layout before 1.6: five of them, then the memory of the tensors."""
-    first = unpickle(file, size)
+    first = unpickle(file, size, most=most)
     if type(first) is not int or first != LEGACY_MAGIC:
         return first
     made: dict[str, Tensor] = {}
@@ -365,7 +368,7 @@ def _read_bare(file: BinaryIO, size: int) -> Any:
 
     for _ in ("protocol", "system"):
         unpickle(file, size)
-    found = unpickle(file, size, storage)
+    found = unpickle(file, size, storage, most)
     for key in unpickle(file, size):
         memory = made[key]
         data = file.read(8 + memory.nbytes)

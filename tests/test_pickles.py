@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marey.errors import WeightsError
-from marey.weights.pickles import Record, read_pickle
+from marey.pickles import Record, read_pickle
 from tests.weights.files import AsNamed, as_1x, history
 
 TYPES = ("float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
