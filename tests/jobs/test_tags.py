@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from marey.data.clips import Failures
+from marey.data.feature_card import NAME, FeatureCard, write_feature_card
 from marey.data.shards import open_shards, record_order, step_records
 from marey.data.tfrecord import RecordWriter
 from marey.data.workers import Pool
 from marey.data.youtube8m import Layout, Video, batches, collate, read_videos, read_vocabulary, record
 from marey.errors import DataError, UsageError
-from marey.jobs.tags import Tags, evaluate_tags, layout_of, predict_tags, write_tags
+from marey.jobs.tags import Tags, evaluate_tags, layout_of, predict_tags, trained_on, write_tags
 from marey.metrics.gap import measure
 from marey.models import build
 from marey.training.tagging import tagging_loss, tagging_optimizer
@@ -133,7 +134,8 @@ def test_every_layout_holds_every_tag(tmp_path):
     assert rows[0] == {"id": "a", "classes": [3, 1], "names": ["three", "one"], "scores": [0.75, 0.1234567]}
     write_tags(tags, tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
-    assert rows[0] == {"id": "a", "classes": "3;1", "names": "three;one", "scores": "0.75;0.1234567"}
+    expected = {"id": "a", "classes": "3;1", "names": "three;one", "scores": "0.75;0.1234567"}
+    assert rows[0] == expected | {"comparable": "true"}
     write_tags(tags * 700, tmp_path / "t.parquet")
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert len(table) == 1400
@@ -144,6 +146,30 @@ def test_every_layout_holds_every_tag(tmp_path):
         with pytest.raises(UsageError) as error:
             write_tags(tags, tmp_path / name, submission=submission)
         assert error.value.code == "OUT_SUFFIX"
+
+
+def test_scores_on_features_of_another_kind_are_called_not_comparable(shards, tmp_path, capsys):
+    model: torch.nn.Module = network()
+    assert evaluate_tags(model, shards)["comparable"], "a fresh network knows no features"
+    assert trained_on(model) is None
+    assert trained_on(build("nextvlad", 5, cluster_size=4, groups=2, hidden_size=32)) == "youtube8m"
+    card = FeatureCard(rgb=8, audio=4, made_by={"rgb": {"model": "tsn_r50"}, "audio": {"name": "mine"}})
+    write_feature_card(tmp_path, card)
+    model.metadata = {"features": card.identity()}
+    assert evaluate_tags(model, shards)["comparable"]
+    assert capsys.readouterr().err == ""
+    for known in ({"features": card.identity() | {"fingerprint": "0" * 64}}, {"features": None}):
+        model.metadata = known
+        assert not evaluate_tags(model, shards)["comparable"]
+        found = list(predict_tags(model, shards, top=1))
+        assert capsys.readouterr().err.count("FEATURES_DIFFER") == 2
+        assert not any(one.comparable for one in found)
+    write_tags(found, tmp_path / "t.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert {row["comparable"] for row in rows} == {False}
+    (tmp_path / NAME).unlink()
+    model.metadata = {"features": card.identity()}
+    assert not evaluate_tags(model, shards)["comparable"], "and these might be YouTube-8M's"
 
 
 def test_networks_of_clips_are_refused():

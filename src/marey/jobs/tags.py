@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from marey.data.clips import Failures, test_indices
+from marey.data.feature_card import YOUTUBE8M, feature_card, not_comparable
 from marey.data.shards import Shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Batch, Layout, batches
@@ -31,17 +33,22 @@ SCHEMA = pa.schema(
         ("classes", pa.list_(pa.int32())),
         ("names", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
+        ("comparable", pa.bool_()),
     ]
 )
 
 
-class Tags(msgspec.Struct, frozen=True):
-    """The best tags of a video, surest first: classes, their names (numbers where unknown), probabilities."""
+class Tags(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The best tags of a video, surest first: classes, their names (numbers where unknown), probabilities.
+
+    comparable  False: the network was trained on features of another kind, so the scores mean nothing
+    """
 
     id: str
     classes: tuple[int, ...]
     names: tuple[str, ...]
     scores: tuple[float, ...]
+    comparable: bool = True
 
 
 class Scored(NamedTuple):
@@ -60,6 +67,30 @@ def layout_of(model: nn.Module, *, max_frames: int = 300) -> Layout:
     width = audio.expansion.in_features if audio is not None else 0
     classes: Any = model.num_classes
     return Layout(rgb=rgb.expansion.in_features, audio=width, num_classes=int(classes), max_frames=max_frames)
+
+
+def trained_on(model: nn.Module) -> str | None:
+    """Of which features a network knows the meaning: a fingerprint, or YOUTUBE8M; None: not known.
+
+    A checkpoint says so itself, and without a word it is YouTube-8M's own; a network that undoes YouTube-8M's
+    whitening is for these alone.
+    """
+    card = getattr(model, "metadata", None)
+    if card and card.get("features"):
+        return str(card["features"]["fingerprint"])
+    whitened = getattr(getattr(model, "rgb", None), "scale", None) is not None
+    return YOUTUBE8M if card or whitened else None
+
+
+def comparable(model: nn.Module, shards: Shards) -> bool:
+    """Whether the features of these records are those that the network knows; if not, stderr says why.
+
+    Raises DataError FEATURES_MIXED, FEATURES_CARD.
+    """
+    why = not_comparable(trained_on(model), feature_card(shards.paths))
+    if why is not None:
+        print(f"marey: FEATURES_DIFFER: {why}", file=sys.stderr)
+    return why is None
 
 
 @torch.inference_mode()
@@ -107,7 +138,7 @@ def evaluate_tags(
     max_bad  share of the records, 0..1, that may be unreadable; they are named under `skipped`
     Raises DataError TOO_MANY_BAD, LABEL_RANGE; MareyError NO_VIDEOS.
     """
-    layout = layout_of(model)
+    layout, known = layout_of(model), comparable(model, shards)
     failures = Failures(limit=max_bad, listed=len(shards), what="the shards")
     metrics, loss = TaggingMetrics(layout.num_classes, top), 0.0
     with Pool(workers, 600) as pool:
@@ -118,6 +149,7 @@ def evaluate_tags(
     return {
         "videos": found.videos,
         "listed": len(shards),
+        "comparable": known,
         "metrics": {
             f"gap@{top}": found.gap,
             "hit@1": found.hit_at_1,
@@ -150,7 +182,7 @@ def predict_tags(
     names     of the classes; None: the network's, or numbers
     failures  counts what cannot be read; None: nothing may be unreadable
     """
-    layout = layout_of(model)
+    layout, known = layout_of(model), comparable(model, shards)
     names = names or getattr(model, "class_names", None) or [str(i) for i in range(layout.num_classes)]
     if len(names) != layout.num_classes:
         raise UsageError("CLASS_NAMES", f"{len(names)} class names for {layout.num_classes} classes")
@@ -160,9 +192,8 @@ def predict_tags(
             best = ranked(one.scores, top)
             for video, classes, scores in zip(one.batch.ids, best.tolist(), one.scores, strict=True):
                 kept = [c for c in classes if scores[c] >= threshold]
-                yield Tags(
-                    video, tuple(kept), tuple(names[c] for c in kept), tuple(float(scores[c]) for c in kept)
-                )
+                chosen = tuple(names[c] for c in kept), tuple(float(scores[c]) for c in kept)
+                yield Tags(video, tuple(kept), *chosen, known)
 
 
 def write_tags(tags: Iterable[Tags], path: str | os.PathLike[str], *, submission: bool = False) -> int:
@@ -197,7 +228,10 @@ def _csv(part: Path) -> Iterator[Callable[[Tags], Any]]:
         table = csv.writer(file)
         table.writerow(SCHEMA.names)
         yield lambda one: table.writerow(
-            [one.id, *(";".join(map(str, part)) for part in (one.classes, one.names, one.scores))]
+            [
+                *(one.id, *(";".join(map(str, part)) for part in (one.classes, one.names, one.scores))),
+                str(one.comparable).lower(),
+            ]
         )
 
 
@@ -207,7 +241,7 @@ def _parquet(part: Path) -> Iterator[Callable[[Tags], Any]]:
         held: list[dict[str, Any]] = []
 
         def write(one: Tags) -> None:
-            held.append(msgspec.to_builtins(one))
+            held.append(msgspec.structs.asdict(one))
             if len(held) == 1000:
                 flush()
 

@@ -29,6 +29,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     class_names       in label order, or None
     recipe, metrics   the resolved recipe of the run, and what was measured when it was saved
     sha256            of the tensors, see `digest`
+    features          of a network that takes features: who made those that it was trained on
     """
 
     format: int
@@ -41,6 +42,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     recipe: dict[str, Any]
     metrics: dict[str, float | None]
     sha256: str
+    features: dict[str, Any] | None = None
 
 
 def save_checkpoint(
@@ -51,9 +53,11 @@ def save_checkpoint(
     class_names: Sequence[str] | None,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, float | None],
+    features: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a network made by `create_model` and everything that belongs to it to one .safetensors file.
 
+    features  of a network that takes features: what `FeatureCard.identity` gives, None for YouTube-8M's own
     The file is whole or not there: it is written aside, synced and renamed. Raises UsageError where the model
     or the class names are not of its kind, EnvironmentFault where the disk fails.
     """
@@ -77,6 +81,7 @@ def save_checkpoint(
         recipe=dict(recipe),
         metrics=dict(metrics),
         sha256=digest(tensors),
+        features=None if features is None else dict(features),
     )
     metadata = {KEY: msgspec.json.encode(card).decode()}
     with replacing(path) as part:
