@@ -26,10 +26,11 @@ from marey.data.clips import Batch, train_batches
 from marey.data.lists import ClipList, read_list
 from marey.data.workers import Pool
 from marey.jobs.doctor import environment
+from marey.jobs.recognition import Examples
 from marey.jobs.train import train
 from marey.recipes.schema import Data, Model, Recipe, Training
 from marey.training.distributed import launch
-from marey.training.loop import Examples, train_steps
+from marey.training.loop import Outcome, train_steps
 from marey.training.optim import Optimizer, build_optimizer
 from marey.video.preprocess import Preprocess, Protocol, normalize
 from marey.video.synthetic import CLASSES, render_moving_shapes
@@ -133,7 +134,7 @@ def network_alone(plan: Recipe, clips: ClipList) -> float:
         model,
         optimizer,
         (_examples(one, plan.clips, fabric.device) for one in repeat(batch, STEPS)),
-        loss_of=nn.functional.cross_entropy,
+        outcome_of=lambda network, one: Outcome(nn.functional.cross_entropy(network(one.clip), one.targets)),
         rate_of=lambda update: plan.training.optimizer.lr,
         seed_of=lambda number: number,
         steps=STEPS,

@@ -11,7 +11,7 @@ from marey.data.clips import copy_rng, train_batches
 from marey.data.lists import read_list
 from marey.data.workers import Pool
 from marey.errors import MareyError
-from marey.jobs import train as job
+from marey.jobs import epochs as job
 from marey.recipes.catalog import load_recipe
 from marey.training.checkpoint import load_state
 from marey.video.augment import RandAugment, draw_mixture, mix, mix_targets, rand_augment

@@ -12,7 +12,7 @@ from marey.data.clips import train_batches
 from marey.data.lists import read_list
 from marey.data.workers import Pool
 from marey.errors import MareyError, UsageError
-from marey.jobs import train as job
+from marey.jobs import epochs as job
 from marey.recipes.catalog import load_recipe
 from marey.video.preprocess import normalize
 from marey.weights.create import open_model

@@ -2,7 +2,9 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the loop imports Fabric, which takes seconds
     from marey.training.loop import Step
@@ -44,9 +46,16 @@ class Window:
     """Sums since the last logged row."""
 
     def __init__(
-        self, steps: int = 0, clips: int = 0, loss: float = 0.0, waited: float = 0.0, seconds: float = 0.0
+        self,
+        steps: int = 0,
+        clips: int = 0,
+        loss: float = 0.0,
+        waited: float = 0.0,
+        seconds: float = 0.0,
+        terms: Mapping[str, Sequence[float]] = MappingProxyType({}),
     ) -> None:
         self.steps, self.clips, self.loss, self.waited, self.seconds = steps, clips, loss, waited, seconds
+        self.terms = {name: tuple(sums) for name, sums in terms.items()}  # weighted sum, clips that had it
 
     def add(self, step: "Step") -> None:
         """Count one step."""
@@ -55,6 +64,9 @@ class Window:
         self.loss += step.loss * step.clips
         self.waited += step.waited
         self.seconds += step.seconds
+        for name, value in step.terms.items():
+            total, clips = self.terms.get(name, (0.0, 0))
+            self.terms[name] = total + value * step.clips, clips + step.clips
 
     def row(self) -> dict[str, float]:
         """Means of the window, for metrics.csv."""
@@ -63,8 +75,9 @@ class Window:
             "loss": self.loss / max(self.clips, 1),
             "clips_per_second": self.clips / seconds,
             "data_share": self.waited / seconds,
+            **{name: total / max(clips, 1) for name, (total, clips) in self.terms.items()},
         }
 
-    def plain(self) -> dict[str, float]:
+    def plain(self) -> dict[str, Any]:
         """For the saved state."""
         return dict(vars(self))

@@ -16,7 +16,7 @@ from marey.files import replacing
 from marey.recipes.schema import Recipe
 
 COLUMNS = (
-    *("step", "epoch", "lr", "loss", "clips_per_second", "data_share", "skipped", "padded"),
+    *("step", "epoch", "lr", "loss", "top1", "clips_per_second", "data_share", "skipped", "padded"),
     *("val_loss", "val_top1", "val_top5", "val_mean_class", "val_map", "val_mmit_map"),
 )
 
