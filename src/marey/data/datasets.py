@@ -8,6 +8,7 @@
     hmdb51        HMDB51: files <class>_test_split1.txt with lines `x.avi 1`; 1 trains, 2 tests, 0 neither
     moments       Moments in Time: lines `class/x.mp4,class,agreed,disagreed`
     diving48      Diving48: JSON objects with vid_name, label, start_frame, end_frame
+    activitynet, fcvid, mini_kinetics   see `marey.data.untrimmed`
 
 An owner who numbers the classes in no obvious order gives a file that does; it is looked for beside the list
 (`Layout.names`), and `marey.data.labels.read_classes` reads it. UCF101 shows why: sorted, its HammerThrow
@@ -16,34 +17,31 @@ comes before Hammering, in the owner's order after it.
 
 import csv
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marey.data.formats import Label, LineErrors, Row, first_lines, item_rows, line_rows, table_rows
+from marey.data import untrimmed
+from marey.data.finding import Finder, Reading
+from marey.data.formats import Label, Row, first_lines, item_rows, line_rows, table_rows
 from marey.errors import DataError
-from marey.video.source import VIDEO_NAME
-
-
-class Reading(NamedTuple):
-    """A list being read: its file, the folder of its videos, its wrong lines, notes on what is missing."""
-
-    file: Path
-    root: Path
-    errors: LineErrors
-    notes: list[str]
 
 
 class Layout(NamedTuple):
-    """How a data set's lists are read: a function, and what the owner's file of class names is called.
+    """How a data set's lists are read: a function, and how its classes are numbered.
 
-    Labels are numbered by that file; () where the sorted names are the owner's order.
+    names        the owner's file of class names; () where the sorted names are the owner's order
+    unordered    the owner numbers no classes, and others disagree: the names have to be given
+    classes      how many classes there are, where a list's own labels do not tell; None: as many as they say
+    multi_label  a video may have several labels, even where no row of the list has
     """
 
     rows: Callable[[Reading], Iterator[Row]]
     names: tuple[str, ...] = ()
+    unordered: bool = False
+    classes: int | None = None
+    multi_label: bool | None = None
 
 
 # Kinetics ---------------------------------------------------------------------------------------------
@@ -58,8 +56,7 @@ def kinetics_rows(reading: Reading) -> Iterator[Row]:
     folder of frames, at any depth: flat, by class, by split. Videos that have vanished stay in the list, so
     that they count as unreadable, and are noted. Raises DataError NOT_FOUND when there is none at all.
     """
-    found, doubled = _clips_below(reading.root)
-    missing, count = list[str](), 0
+    finder = Finder(reading, _CLIP_FOLDER.search)
 
     def columns(header: Sequence[str]) -> Callable[[int, Sequence[str]], Row]:
         if not {"youtube_id", "time_start", "time_end"} <= {*header}:
@@ -73,44 +70,12 @@ def kinetics_rows(reading: Reading) -> Iterator[Row]:
                 "LIST_LINES", f"expected an id and whole seconds, found {video!r}, {start!r}, {end!r}"
             )
         stem = f"{video}_{int(start):06}_{int(end):06}"
-        path = found.get(stem) or found.get(video)
-        if path is None:
-            missing.append(stem)
         label = cells.get("label", "").strip()
-        return Row(line, path or f"{stem}.mp4", (label,) if label else (), split=cells.get("split") or None)
+        path = finder.path(stem, video, otherwise=f"{stem}.mp4")
+        return Row(line, path, (label,) if label else (), split=cells.get("split") or None)
 
-    for one in table_rows(reading.file, reading.errors, columns):
-        count += 1
-        yield one
-    if missing and len(missing) == count and not reading.errors.count:
-        raise DataError(
-            "NOT_FOUND",
-            f"{reading.file}: none of its {count} videos is below {reading.root}, for example "
-            f"{missing[0]}.mp4; name their folder as the root (data.root, --root)",
-        )
-    if missing:
-        reading.notes.append(
-            f"{len(missing)} of {count} videos are not below {reading.root}, for example {missing[0]}"
-        )
-    if doubled:
-        reading.notes.append(
-            f"{len(doubled)} videos are there more than once, the first is taken, for example {doubled[0]}"
-        )
-
-
-def _clips_below(root: Path) -> tuple[dict[str, str], list[str]]:
-    """Path below the root of each video and folder of frames by its name without suffix; those seen again."""
-    found: dict[str, str] = {}
-    doubled: list[str] = []
-    for place, folders, files in os.walk(root):
-        frames = sorted(name for name in folders if _CLIP_FOLDER.search(name))
-        folders[:] = sorted({*folders} - {*frames})  # hundreds of pictures each: not looked into
-        stems = [(name.rsplit(".", 1)[0], name) for name in sorted(files) if VIDEO_NAME.search(name)]
-        for stem, name in [*stems, *zip(frames, frames, strict=True)]:
-            path = os.path.relpath(os.path.join(place, name), root)  # noqa: PTH118 - a million times
-            if found.setdefault(stem, path) != path:
-                doubled.append(path)
-    return found, doubled
+    yield from table_rows(reading.file, reading.errors, columns)
+    finder.tell()
 
 
 # Something-Something and Jester -----------------------------------------------------------------------
@@ -273,26 +238,36 @@ LAYOUTS = {
     "hmdb51": Layout(hmdb51_rows),
     "moments": Layout(moments_rows, ("moments_categories.txt",)),
     "diving48": Layout(diving48_rows, ("Diving48_vocab.json",)),
+    "activitynet": Layout(untrimmed.activitynet_rows, unordered=True, classes=200, multi_label=True),
+    "fcvid": Layout(untrimmed.fcvid_rows, classes=239, multi_label=True),
+    "mini_kinetics": Layout(untrimmed.mini_kinetics_rows, classes=200),
 }
 
 
 def detect(file: Path) -> str | None:
     """The layout in LAYOUTS that a list has, from its name and content; None: another.
 
-    Lines of UCF101 and HMDB51 look like those of video lists, but count or mean another thing: only the
-    owner's file names make them such.
+    Lines of UCF101, HMDB51, ActivityNet and FCVID look like those of common lists, but count or mean another
+    thing: only the usual file names make them such.
     """
     if file.is_dir():
         return None
     lines = first_lines(file)
     if lines[0][0] == "[":
         return _detect_object(lines)
+    if untrimmed.OBJECT.match("\n".join(lines)):
+        return "activitynet"
     if {"youtube_id", "time_start", "time_end"} <= {*re.split(r'[",\s]+', lines[0])}:
         return "kinetics"
     if _UCF_LIST.fullmatch(file.name) and all(map(_UCF_LINE.fullmatch, lines)):
         return "ucf101"
     if _HMDB_LIST.fullmatch(file.name) and all(map(_HMDB_LINE.fullmatch, lines)):
         return "hmdb51"
+    named = untrimmed.TEXT_LIST.fullmatch(file.name)
+    if named and all(map(untrimmed.TEXT_LINE.fullmatch, lines)):
+        return "fcvid" if named[1] == "fcvid" else "activitynet"
+    if all(map(untrimmed.MINI_LINE.fullmatch, lines)):
+        return "mini_kinetics"
     if all(map(_MOMENTS_LINE.fullmatch, lines)):
         return "moments"
     owner = re.match(r"jester|something-something-v1", file.name)

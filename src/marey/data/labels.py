@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
     A file holds one name per line; or lines `1 name` that count from 1 (UCF101), or `name,0` (Moments in
     Time); or JSON: a list of names, or of lists of words (Diving48), or an object {"name": label} with labels
-    0 .. n-1, perhaps as text (Something-Something V2). `Kinetics-400` and the like are taken from
-    `marey.classes` when no file is called so.
+    0 .. n-1, perhaps as text (Something-Something V2), or ActivityNet's own list: its names, sorted.
+    `Kinetics-400` and the like are taken from `marey.classes` when no file is called so.
     Raises DataError NOT_FOUND, LIST_FORMAT, or LABEL_NAMES for a repeated, empty or missing name.
     """
     file = Path(path)
@@ -73,6 +74,8 @@ def _names_of_json(file: Path, text: str) -> list[str]:
         return value
     if isinstance(value, list) and all(isinstance(words, list) for words in value):
         return ["+".join(map(str, words)) for words in value]
+    if isinstance(value, dict) and isinstance(value.get("database"), dict):
+        return _annotated_names(value["database"])
     if isinstance(value, dict) and all(
         type(label) is int or (isinstance(label, str) and label.isdecimal()) for label in value.values()
     ):
@@ -83,6 +86,13 @@ def _names_of_json(file: Path, text: str) -> list[str]:
             "LABEL_NAMES", f"class names {file}: the labels must be 0 .. {len(value) - 1}, each once"
         )
     raise DataError("LIST_FORMAT", f'class names {file}: expected a list of names or {{"name": label}}')
+
+
+def _annotated_names(database: dict[str, Any]) -> list[str]:
+    """The sorted names of all annotations of ActivityNet's JSON."""
+    items = (item for item in database.values() if isinstance(item, dict))
+    annotations = (one for item in items for one in item.get("annotations") or ())
+    return sorted({str(one["label"]) for one in annotations if isinstance(one, dict) and "label" in one})
 
 
 _OTHER_SIDE = {"left": "right", "clockwise": "counterclockwise"}

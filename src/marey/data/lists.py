@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from marey.data import datasets, formats
 from marey.data.columns import Builder, Columns
+from marey.data.finding import Reading
 from marey.data.formats import LineErrors, Row
 from marey.data.labels import check_names, read_classes
 from marey.errors import DataError, unknown
@@ -210,10 +211,13 @@ def read_list(
     errors, notes, splits = LineErrors(file), list[str](), list[str | None]()
     try:
         kind, several = _layout(file, format, multi_label)
+        layout = datasets.LAYOUTS.get(kind)
+        if multi_label is None and layout is not None:
+            multi_label = layout.multi_label
         names = _class_names(file, kind, classes)
         folder = Path(root or (file if kind == "folder" else file.parent))
         builder = Builder(errors, names, first_label=first_label, multi_label=multi_label)
-        for row in _rows(datasets.Reading(file, folder, errors, notes), kind, several):
+        for row in _rows(Reading(file, folder, errors, notes), kind, several):
             builder.add(row)
             splits.append(row.split)
     except OSError as error:
@@ -231,15 +235,13 @@ def read_list(
         multi_label=bool(rows.labels.lengths().max() > 1) if multi_label is None else multi_label,
     )
     clips.notes = tuple(notes)
-    if names is None and named and kind in datasets.LAYOUTS and datasets.LAYOUTS[kind].names:
-        raise DataError(
-            "LABEL_NAMES",
-            f"{file}: its classes are numbered by {datasets.LAYOUTS[kind].names[0]}, which is not beside it; "
-            "put it there, or name it as data.classes (--classes)",
-        )
+    if names is None and layout is not None:
+        _check_numbered(file, layout, named)
     _check_complete(clips)
-    if names is not None:
-        check_labels(clips, len(names))
+    count = len(names) if names is not None else layout.classes if layout is not None else None
+    if count is not None:
+        clips.num_classes = max(clips.num_classes, count)
+        check_labels(clips, count)
     return _of_split(clips, splits, split)
 
 
@@ -254,6 +256,23 @@ def _layout(file: Path, format: str, multi_label: bool | None) -> tuple[str, boo
     owner = datasets.detect(file)
     kind, several = (owner, False) if owner is not None else formats.detect(file, multi_label)
     return (kind if format == "auto" else format), several
+
+
+def _check_numbered(file: Path, layout: datasets.Layout, named: dict[int, str]) -> None:
+    """Which number a class has must be known where its owner says it in another file, or nowhere."""
+    if layout.unordered:
+        raise DataError(
+            "LABEL_NAMES",
+            f"{file}: no order of these classes is the official one; name the file with the class names in "
+            "the order that your lists and weights mean as data.classes (--classes); for a network of your "
+            "own the owner's JSON itself gives the sorted names",
+        )
+    if named and layout.names:
+        raise DataError(
+            "LABEL_NAMES",
+            f"{file}: its classes are numbered by {layout.names[0]}, which is not beside it; put it there, "
+            "or name it as data.classes (--classes)",
+        )
 
 
 def _of_split(clips: ClipList, splits: Sequence[str | None], split: str | None) -> ClipList:
@@ -278,7 +297,7 @@ def _class_names(
     return read_classes(classes) if isinstance(classes, str | os.PathLike) else check_names(classes)
 
 
-def _rows(reading: datasets.Reading, kind: str, several: bool) -> Iterator[Row]:
+def _rows(reading: Reading, kind: str, several: bool) -> Iterator[Row]:
     file, _, errors, notes = reading
     if kind in datasets.LAYOUTS:
         return datasets.LAYOUTS[kind].rows(reading)
