@@ -1,0 +1,1 @@
+"""Scores of videos become better scores, and labels: tables, ensembles, votes, selections."""
