@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from marey.cli.parts import SOME_FAILED, Json
+from marey.cli.parts import SOME_FAILED, Json, rows
 
-app = typer.Typer(no_args_is_help=True, help="Lists of videos: check them.")
+app = typer.Typer(no_args_is_help=True, help="Lists of videos: check them. Frame features: pack them.")
 
 
 @app.command("check")
@@ -56,4 +56,29 @@ def check(
     )
     print(report_json(report) if as_json else "\n".join(lines(report)))
     if not report.ok:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command("pack")
+def pack(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE", help="TFRecord files, folders, patterns, or lists."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the packed files.")],
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave damaged records out; else their file fails.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the folder; skip what is packed.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes; -1: one per core, at most eight.")] = -1,
+    as_json: Json = False,
+) -> None:
+    """Turn TFRecord files of frame features into files that are read faster; checksums are verified."""
+    from marey.jobs.pack import pack_shards
+
+    found = pack_shards(sources, out, skip_damaged=skip_damaged, resume=resume, workers=workers)
+    rows(found._asdict() | {"folder": str(found.folder)}, as_json)
+    if found.failed or found.left_out:
         raise typer.Exit(SOME_FAILED)

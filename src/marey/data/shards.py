@@ -1,4 +1,4 @@
-"""Many TFRecord files as one numbered row of records, and which of them a step takes.
+"""Many files of records, TFRecord or packed, as one numbered row, and which of them a step takes.
 
 Where the records of the files are is found once and may be kept in an index. Which records a step takes is
 arithmetic on (seed, epoch, step, rank, world), so that a run continues at any step as if it had not stopped.
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from marey.data.packed import SUFFIX, Packed, is_packed
 from marey.data.tfrecord import Report, find_records
 from marey.errors import DataError, UsageError
 from marey.files import replacing
@@ -19,7 +20,7 @@ from marey.video.sampling import generator
 
 Ints = NDArray[np.int64]
 
-SUFFIXES = (".tfrecord", ".tfrecords")
+SUFFIXES = (".tfrecord", ".tfrecords", SUFFIX)
 _ORDER = 2**64 - 2  # the order's own stream of random numbers, where no record's number reaches
 
 
@@ -63,7 +64,7 @@ class Place(NamedTuple):
 
 
 def list_shards(source: str | os.PathLike[str]) -> list[str]:
-    """Files that a user names: a folder of .tfrecord files, a pattern, one file, or a list of files.
+    """Files that a user names: a folder of .tfrecord or packed files, a pattern, a file, or a list of files.
 
     A list (.list or .txt) has a path a line, relative ones start from its folder; blank lines are skipped.
     Raises DataError NOT_FOUND, NO_ACCESS, LIST_EMPTY.
@@ -71,7 +72,7 @@ def list_shards(source: str | os.PathLike[str]) -> list[str]:
     path = Path(source)
     try:
         if path.is_dir():
-            found = sorted(str(file) for file in path.iterdir() if file.suffix in SUFFIXES)
+            found = sorted(str(file) for file in path.iterdir() if file.name.endswith(SUFFIXES))
         elif path.suffix in (".list", ".txt") and path.is_file():
             lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
             found = [str(path.parent / line) for line in lines if line]
@@ -85,7 +86,7 @@ def list_shards(source: str | os.PathLike[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError("NO_ACCESS", f"cannot read {str(path)!r}: {error}") from error
     if not found:
-        raise DataError("LIST_EMPTY", f"{path}: no TFRecord files ({', '.join(SUFFIXES)}) in it")
+        raise DataError("LIST_EMPTY", f"{path}: no files of records ({', '.join(SUFFIXES)}) in it")
     return found
 
 
@@ -99,7 +100,7 @@ def open_shards(
 
     index    a file that keeps what was found; files of another size or time are looked at again
     damaged  called for a file that can only be read in part, instead of raising
-    Raises as `find_records`.
+    Raises as `find_records` and `Packed`; of a packed file all or nothing can be read.
     """
     names = [os.fspath(path) for path in paths]
     known = _read_index(index)
@@ -111,7 +112,7 @@ def open_shards(
         before = len(lost)
         found = known.get((name, *stamp))
         if found is None:
-            found = find_records(name, damaged=lost.append)
+            found = _packed(name, lost) if is_packed(name) else find_records(name, damaged=lost.append)
         for error in lost[before:]:
             if damaged is None:
                 raise error
@@ -122,6 +123,14 @@ def open_shards(
     if index is not None:
         _write_index(index, whole)
     return Shards(names, spans, lost)
+
+
+def _packed(name: str, lost: list[DataError]) -> Ints:
+    try:
+        return Packed(name).spans
+    except DataError as error:
+        lost.append(error)
+        return np.empty((0, 2), np.int64)
 
 
 def _stamp(name: str) -> tuple[int, int]:

@@ -6,14 +6,15 @@ A frame-level record is a SequenceExample: context `id` (2017: `video_id`) and `
 readers.py, utils.py, feature_extractor/extract_tfrecords_main.py)
 
 `marey.data.shards` says which records a step takes; they are read at their places, by any number of workers.
+Packed files (`marey.data.packed`) are read in the place of TFRecord files everywhere.
 """
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from marey.data.clips import Failure
 from marey.data.examples import Example, Feature, Frames, read_example, write_example
+from marey.data.packed import Packed, is_packed
 from marey.data.shards import Place, Shards
 from marey.data.tfrecord import Report, read_record, read_records
 from marey.data.workers import Pool
@@ -31,6 +33,7 @@ from marey.errors import DataError, MareyError
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 
 LOW, HIGH = -2.0, 2.0 + 4 / 512  # what bytes stand for lies here
 SKIPPED = ("RECORD_DAMAGED", "RECORD_LOST", "RECORD_FORMAT", "FEATURE_WIDTH", "FEATURE_MISSING")
@@ -137,15 +140,110 @@ def record(video: Video) -> bytes:
 def read_videos(
     path: str | os.PathLike[str], layout: Layout, *, damaged: Report | None = None
 ) -> Iterator[Video]:
-    """The videos of a TFRecord file in their order; with `damaged`, as `read_records` takes it, bad ones
-    of the codes in SKIPPED are passed to it and left out."""
-    for number, _, data in read_records(path, damaged=damaged):
+    """The videos of a TFRecord or packed file in their order; with `damaged`, as `read_records` takes it,
+    bad ones of the codes in SKIPPED are passed to it and left out."""
+    yield from _each(path, damaged, lambda data, where: read_video(data, layout, where), packed_video, layout)
+
+
+def read_all_means(
+    path: str | os.PathLike[str], layout: Layout, *, damaged: Report | None = None
+) -> Iterator[Means]:
+    """The same of a file of video-level records."""
+    yield from _each(path, damaged, lambda data, where: read_means(data, layout, where), packed_means, layout)
+
+
+def _each(
+    path: str | os.PathLike[str],
+    damaged: Report | None,
+    parse: Callable[[memoryview, str], T],
+    unpack: Callable[[Packed, int, Layout], T],
+    layout: Layout,
+) -> Iterator[T]:
+    packed = Packed(path) if is_packed(path) else None
+    records: Iterator[tuple[int, memoryview | None]]
+    if packed is not None:
+        records = ((number, None) for number in range(len(packed)))
+    else:
+        records = ((number, data) for number, _, data in read_records(path, damaged=damaged))
+    for number, data in records:
         try:
-            yield read_video(data, layout, f"{os.fspath(path)}#{number}")
+            if packed is not None:
+                yield unpack(packed, number, layout)
+            elif data is not None:
+                yield parse(data, f"{os.fspath(path)}#{number}")
         except DataError as error:
             if damaged is None or error.code not in SKIPPED:
                 raise
             damaged(error)
+
+
+def packed_video(packed: Packed, number: int, layout: Layout) -> Video:
+    """Video `number` of a packed file of frame-level records. Raises as `read_video`."""
+    labels = _packed_labels(packed, number, "frame", layout)
+    rgb, audio = (
+        packed.rows(number, stream)[: layout.max_frames] if width else np.empty((0, 0), np.uint8)
+        for stream, width in enumerate((layout.rgb, layout.audio))
+    )
+    return Video(packed.name(number), labels, np.asarray(rgb, np.uint8), np.asarray(audio, np.uint8))
+
+
+def packed_means(packed: Packed, number: int, layout: Layout) -> Means:
+    """Video `number` of a packed file of video-level records. Raises as `read_means`."""
+    labels = _packed_labels(packed, number, "video", layout)
+    rgb, audio = (
+        np.asarray(packed.rows(number, stream)[0] if width else (), np.float32)
+        for stream, width in enumerate((layout.rgb, layout.audio))
+    )
+    return Means(packed.name(number), labels, rgb, audio)
+
+
+def _packed_labels(packed: Packed, number: int, level: str, layout: Layout) -> tuple[int, ...]:
+    """The labels of a packed video, once it is clear that it is what the layout needs."""
+    where = f"{packed.path}#{number}"
+    if packed.level != level:
+        reason = f"{packed.level}-level records, but {level}-level ones are needed"
+        raise DataError("RECORD_KIND", f"{where}: {reason}")
+    for key, width, wanted in zip(("rgb", "audio"), packed.widths, (layout.rgb, layout.audio), strict=True):
+        if wanted and not width:
+            raise DataError("FEATURE_MISSING", f"{where}: no {key!r}; a model of one stream has audio=0")
+        if wanted not in (0, width):
+            raise DataError("FEATURE_WIDTH", f"{where}: {key} is of {width} values, but {wanted} are needed")
+    return _checked_labels(list(packed.labels(number)), layout, where, packed.name(number))
+
+
+def width_in(
+    path: str | os.PathLike[str], *, damaged: Report | None = None
+) -> tuple[Literal["frame", "video"], int, int]:
+    """Level of a TFRecord file and the widths of its rgb and audio, as the first records with frames say.
+
+    Widths are 0 where no record says. `damaged` as for `read_videos`. Raises DataError as that.
+    """
+    level: Literal["frame", "video"] = "frame"
+    rgb = audio = 0
+    for number, _, data in read_records(path, damaged=damaged):
+        try:
+            example = _example(data, f"{os.fspath(path)}#{number}")
+        except DataError as error:
+            if damaged is None:
+                raise
+            damaged(error)
+            continue
+        if example.lists is None:
+            level = "video"
+            found = [example.features.get(f"mean_{key}", ()) for key in ("rgb", "audio")]
+            return level, len(found[0]), len(found[1])
+        rgb, audio = (
+            known or _width(example.lists.get(key)) for key, known in (("rgb", rgb), ("audio", audio))
+        )
+        if rgb and (audio or "audio" not in example.lists):
+            break
+    return level, rgb, audio
+
+
+def _width(frames: Frames | None) -> int:
+    if frames is None or not len(frames):
+        return 0
+    return len(_row(frames[0])) if isinstance(frames, list) else int(frames.shape[1])
 
 
 def paddle_videos(found: Any, layout: Layout, where: str) -> Iterator[Video]:
@@ -336,11 +434,15 @@ def collate(videos: Sequence[Video], layout: Layout) -> Batch:
 
 def read_task(task: ReadTask) -> Batch:
     """Read records; those with an error of SKIPPED are named in `failures`, another error is raised."""
+    if all(is_packed(place.path) for place in task.places):
+        return _read_packed(task)
     videos, numbers, failures = list[Video](), list[int](), list[Failure]()
     for number, place in zip(task.numbers, task.places, strict=True):
         try:
-            data = read_record(_file(place.path), *place)
-            videos.append(read_video(data, task.layout, place.name))
+            if is_packed(place.path):
+                videos.append(packed_video(_packed_at(place), place.number, task.layout))
+            else:
+                videos.append(read_video(read_record(_file(place.path), *place), task.layout, place.name))
             numbers.append(number)
         except DataError as error:
             if error.code not in SKIPPED:
@@ -370,6 +472,67 @@ def batches(shards: Shards, steps: Iterable[Ints], layout: Layout, *, pool: Pool
                 raise result
             taken.append(result)
         yield _joined(taken, layout) if taken else collate([], layout)
+
+
+def _read_packed(task: ReadTask) -> Batch:
+    """`read_task` of packed records: the file's bytes go straight to their places in the batch."""
+    widths, most = (task.layout.rgb, task.layout.audio), task.layout.max_frames
+    rows = np.zeros((len(task.places), 2), np.int64)
+    for i, place in enumerate(task.places):
+        ends = _packed(place.path).ends[place.number : place.number + 2]
+        rows[i] = ends[1] - ends[0] if len(ends) == 2 else 0
+    longest = max(int(rows.clip(max=most)[:, [bool(width) for width in widths]].max(initial=0)), 1)
+    streams = [np.empty((len(rows), longest, width), np.uint8) for width in widths]
+    labels = np.zeros((len(rows), task.layout.num_classes), np.bool_)
+    names, lengths, numbers, failures = list[str](), list[tuple[int, int]](), list[int](), list[Failure]()
+    for number, place, counts in zip(task.numbers, task.places, rows.tolist(), strict=True):
+        at = len(names)
+        try:
+            packed = _packed_at(place)
+            found = _packed_labels(packed, place.number, "frame", task.layout)
+            kept = [min(count, most) if width else 0 for count, width in zip(counts, widths, strict=True)]
+            for stream, (out, count) in enumerate(zip(streams, counts, strict=True)):
+                if kept[stream] == count and count:
+                    packed.read(place.number, stream, out[at, :count].reshape(-1).data)
+                elif kept[stream]:
+                    out[at, :most] = packed.rows(place.number, stream)[:most]
+                out[at, kept[stream] :] = 0
+        except DataError as error:
+            if error.code not in SKIPPED:
+                raise
+            failures.append(Failure(number, place.name, error.code, error.message))
+            continue
+        labels[at, list(found)] = True
+        names.append(packed.name(place.number))
+        lengths.append((kept[0], kept[1]))
+        numbers.append(number)
+    good, longest = len(names), max(max((max(pair) for pair in lengths), default=0), 1)
+    rgb, audio = (np.ascontiguousarray(out[:good, :longest]) for out in streams)
+    return Batch(
+        torch.from_numpy(rgb),
+        torch.from_numpy(audio),
+        torch.tensor(lengths, dtype=torch.int64).view(-1, 2),
+        torch.from_numpy(labels[:good]),
+        tuple(names),
+        torch.tensor(numbers, dtype=torch.int64),
+        tuple(failures),
+    )
+
+
+def _packed_at(place: Place) -> Packed:
+    """The file of a packed record, once it is sure to be as it was when its records were listed."""
+    packed = _packed(place.path)
+    there = packed.spans[place.number : place.number + 1].tolist()
+    if there != [[place.offset, place.length]]:
+        reason = "the file has changed; look for its records again"
+        raise DataError("RECORD_LOST", f"{place.name}: {reason}")
+    return packed
+
+
+@lru_cache(maxsize=64)
+def _packed(path: str) -> Packed:
+    """An open packed file, with its index."""
+    return Packed(path)
 
 
 @lru_cache(maxsize=64)
