@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from marey.errors import MareyError, UsageError, unknown
 from marey.video import sampling
+from marey.video.light import Light, relight
 from marey.video.sampling import Indices, OutOfBound, Rule
 from marey.video.transforms import (
     Box,
@@ -27,17 +29,19 @@ from marey.video.transforms import (
     color_jitter,
     crop_boxes,
     crop_resize,
+    move_boxes,
     random_crop,
     resize,
     scale_crop,
     to_short_side,
 )
 
-Sampling = Literal["clip", "segments", "dense", "untrimmed", "uniform"]
+Sampling = Literal["clip", "segments", "dense", "untrimmed", "uniform", "key"]
 TrainCrop = Literal["area", "multiscale5", "multiscale13", "random", "center"]
 Average = Literal["prob", "score", "none"]
 Triple = tuple[float, float, float]
 
+STEPPED = ("clip", "untrimmed", "key")  # samplings with an interval
 DECODED_AT_ONCE = 64  # frames; 400 MB at 1920x1080
 
 
@@ -61,15 +65,32 @@ class TrainClip(NamedTuple):
     mirrored: bool
 
 
+class KeyClip(NamedTuple):
+    """A clip around a key frame, with the boxes of what is seen in it.
+
+    frames    uint8 `[T, h, w, 3]`; for training square, for tests the whole frame
+    mirrored  whether `normalize` shall mirror them
+    boxes     float32 `[N, 4]` each, left, top, right, bottom in pixels of the frames, once these are mirrored
+    """
+
+    frames: Tensor
+    mirrored: bool
+    boxes: tuple[NDArray[np.float32], ...]
+
+
 @dataclass(frozen=True)
 class Views:
-    """A video's views, cut from its resized frames only when they are needed; view = crop * K + clip.
+    """A video's views, cut from its resized frames only when they are needed.
 
-    frames   uint8 `[N, h, w, 3]`, every frame that some clip holds, once
+    View = (light * C + crop) * K + clip, where a test has lights; else view = crop * K + clip.
+
+    frames   uint8 `[N, h, w, 3]`, every frame that some clip holds, once; `[D * N, h, w, 3]` where lights
+             correct frames as decoded, for each of the D ways in turn
     index    int64 `[K, T]`, the clips, as rows of `frames`
     boxes    int64 `[C, 4]`, the crops; left, top, right, bottom
     mirror   bool `[C]`, which crops are mirrored
     numbers  int64 `[N]`, frame numbers of `frames` in the video
+    lights   the corrections that every crop of every clip is shown under
     """
 
     frames: Tensor
@@ -77,9 +98,10 @@ class Views:
     boxes: Indices
     mirror: NDArray[np.bool_]
     numbers: Indices
+    lights: tuple[Light | None, ...] = (None,)
 
     def __len__(self) -> int:
-        return len(self.index) * len(self.boxes)
+        return len(self.index) * len(self.boxes) * len(self.lights)
 
     def batch(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Views start..stop-1, or up to the last: uint8 `[n, T, crop, crop, 3]`."""
@@ -87,22 +109,39 @@ class Views:
         side = int(self.boxes[0, 2] - self.boxes[0, 0])
         views = torch.empty((len(chosen), self.index.shape[1], side, side, 3), dtype=torch.uint8)
         for view, number in zip(views, chosen, strict=True):
-            crop, clip = divmod(number, len(self.index))
+            shown, clip = divmod(number, len(self.index))
+            lamp, crop = divmod(shown, len(self.boxes))
+            light = self.lights[lamp]
+            first = _decoded(self.lights).index(_as_decoded(light)) * len(self.numbers)
             left, top, right, bottom = self.boxes[crop]
-            cut, rows = self.frames[:, top:bottom, left:right], torch.from_numpy(self.index[clip])
+            cut, rows = self.frames[:, top:bottom, left:right], torch.from_numpy(self.index[clip] + first)
             torch.index_select(cut, 0, rows, out=view)  # 20 times as fast as cut[rows]
+            if light is not None and not light.decoded:
+                view.copy_(relight(view[None], light)[0])
             if self.mirror[crop]:
                 view.copy_(view.flip(2))
         return views
 
 
+def _as_decoded(light: Light | None) -> Light | None:
+    """What a light does to frames before they are resized."""
+    return light if light is not None and light.decoded else None
+
+
+def _decoded(lights: Sequence[Light | None]) -> list[Light | None]:
+    """The different ways in which lights want frames before they are resized."""
+    return list(dict.fromkeys(map(_as_decoded, lights)))
+
+
 class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which views of a video are scored; a view is one crop of one clip.
+    """Which views of a video are scored; a view is one crop of one clip, under one light.
 
     clips                clips per video ("clip" and "uniform" sampling; others have their own number)
     crops                "center", "three" or "ten" squares
     positions            windows of "dense" sampling, one clip each
     twice                as many clips again at the beginnings of the parts ("clip" and "segments")
+    lights               corrections of light; each crop is scored under each of them, before `light` of the
+                         Preprocess. None: as it is
     crop, short_side, frames, interval, sampling    where they differ from those of the Preprocess
     """
 
@@ -110,6 +149,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     crops: Crops = "center"
     positions: int = 10
     twice: bool = False
+    lights: tuple[Light, ...] = ()
     crop: int | None = None
     short_side: int | None = None
     frames: int | None = None
@@ -126,9 +166,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     clips: int
     positions: int
     twice: bool
+    lights: tuple[Light, ...]
     short_side: int | None
     crops: Crops
     crop: int
+    input_size: int
 
 
 class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,13 +181,15 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sampling          "clip": consecutive frames at the interval. "segments": one frame from each of `frames`
                       equal parts. "uniform": the same by the 1.x rule of its own. "dense": at equal steps
                       within a window of `sample_range` frames. "untrimmed": a clip every `clip_interval`
-                      frames, for tests only
+                      frames, for tests only. "key": one clip around a given key frame, for detectors; their
+                      tests show the whole frame at `short_side`
     rule              whose arithmetic: test positions of the "0.x" or the "1.x" generation of MMAction2; or
                       positions, sizes and crops of PySlowFast, "slowfast", or "slowfast_offset" with its
                       USE_OFFSET_SAMPLING ("clip" and "uniform"). Published accuracies belong to one
     out_of_bound      what stands in for frames after the last: "loop" from the first, or "repeat_last"
     target_fps        frames are taken as if the video had this rate ("clip", not rule 0.x)
-    jitter            training: each frame moves on by an independent 0..interval-1
+    jitter            training: each frame moves on by an independent 0..interval-1 ("clip"), or to both
+                      sides by half of that ("key", see `sampling.around`)
     keep_tail         training: starts reach the very end of the video
     short_side        frames are first resized to this short side; None: used as they are
     train_short_side  training: the short side is drawn from lowest..highest instead
@@ -158,7 +202,13 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     flip              training: probability of a mirrored clip
     flip_labels       pairs of classes that a mirror exchanges (see `mirror_label`)
     color_jitter      training: strengths of brightness, contrast, saturation, hue; None: off
+    light             correction of light, in training and tests; None: frames as they are
     mean, std         of the channels, 0..255, in channel_order
+    input_size        the normalised square is resized to this side, on the device, before the network sees
+                      it; None: it is seen as it is cut. A reduced picture is another than a small crop, so a
+                      student of a larger teacher carries its own way there (docs/distillation.md)
+    input_antialias   that resize averages over all pixels; else it is bilinear between the nearest four,
+                      which for a half is the mean of 2 x 2 pixels
     val, test         protocols of validation and test
     average           how view scores become one: mean of "prob"abilities, of logits ("score"), or "none"
     """
@@ -184,9 +234,12 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     flip: float = 0.5
     flip_labels: tuple[tuple[int, int], ...] = ()
     color_jitter: tuple[float, float, float, float] | None = None
+    light: Light | None = None
     mean: Triple = (123.675, 116.28, 103.53)
     std: Triple = (58.395, 57.12, 57.375)
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    input_size: int | None = None
+    input_antialias: bool = False
     val: Protocol = Protocol()
     test: Protocol = Protocol()
     average: Average = "prob"
@@ -214,9 +267,11 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             clips=p.clips,
             positions=p.positions,
             twice=p.twice,
+            lights=p.lights,
             short_side=short,
             crops=p.crops,
             crop=self.crop if p.crop is None else p.crop,
+            input_size=self.input_size or (self.crop if p.crop is None else p.crop),
         )
         how, crop, twice = plan.sampling, plan.crop, plan.twice
         smallest = min(plan.clips, crop, plan.positions, plan.frames, plan.interval, short or 1)
@@ -225,7 +280,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         faults = {
             "clips, crop, positions, frames, interval and short_side must be at least 1": smallest < 1,
             f"{how} sampling takes no clips": p.clips != 1 and how not in ("clip", "uniform"),
-            f"{how} sampling takes no interval": plan.interval != 1 and how not in ("clip", "untrimmed"),
+            f"{how} sampling takes no interval": plan.interval != 1 and how not in STEPPED,
             f"{how} sampling cannot be twice": twice and how not in ("clip", "segments"),
             "dense sampling needs sample_range >= frames": how == "dense" and self.sample_range < plan.frames,
             f"rule {self.rule} knows no {how} sampling": pyslowfast and how not in ("clip", "uniform"),
@@ -271,8 +326,10 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             return sampling.dense_train(
                 n, length=length, interval=step, sample_range=window, rng=rng
             ).reshape(-1)
-        if self.sampling == "untrimmed":
-            raise UsageError("PREPROCESS_INVALID", "untrimmed sampling has no random clips to train on")
+        if self.sampling in ("untrimmed", "key"):
+            raise UsageError(
+                "PREPROCESS_INVALID", f"{self.sampling} sampling has no random clips to train on"
+            )
         if self.pyslowfast:
             return sampling.spread_train(
                 n, length=length, interval=self.interval, rng=rng, fps=fps, target_fps=self.target_fps
@@ -295,6 +352,10 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Frame numbers of a protocol's clips of a video of n >= 1 frames: int64 `[K, T]`, 0..n-1."""
         plan = self.plan(protocol)
         length = plan.frames
+        if plan.sampling == "key":
+            raise UsageError(
+                "PREPROCESS_INVALID", "key sampling needs key frames; a detector's clips have them"
+            )
         if plan.sampling == "uniform":
             return sampling.uniform_test(n, length=length, clips=plan.clips, middle=self.rule == "slowfast")
         if plan.sampling == "dense":
@@ -342,7 +403,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         part = np.arange(len(video)) if within is None else np.array(within)
         index = part[self.pick_train(len(part), rngs[0], video.fps)]
         numbers, place = np.unique(index, return_inverse=True)
-        decoded, rows, copies = video.frames(numbers), torch.from_numpy(place), []
+        decoded, rows, copies = self._decode(video, numbers), torch.from_numpy(place), []
         for rng in rngs:
             size, box = self._draw_box((decoded.shape[2], decoded.shape[1]), rng)
             frames = crop_resize(decoded, size, box, (self.crop, self.crop), self.resize)
@@ -361,7 +422,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         part = np.arange(len(video)) if within is None else np.array(within)
         index = part[self.pick_test(len(part), protocol, video.fps)]
         numbers, place = np.unique(index, return_inverse=True)
-        pieces: list[Tensor] = []
+        lights = plan.lights or (None,)
+        ways = _decoded(lights)
+        pieces: list[list[Tensor]] = [[] for _ in ways]
         for first in range(0, len(numbers), DECODED_AT_ONCE):
             frames = video.frames(numbers[first : first + DECODED_AT_ONCE])
             size = (frames.shape[2], frames.shape[1])
@@ -369,11 +432,53 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             boxes, mirror = crop_boxes(plan.crops, size, plan.crop, flush=self.pyslowfast)
             left, top = boxes[:, :2].min(axis=0).tolist()
             right, bottom = boxes[:, 2:].max(axis=0).tolist()
-            pieces.append(
-                resize(frames, size, self.resize, (left, top, right, bottom))
-            )  # what some crop shows
+            for way, resized in zip(ways, pieces, strict=True):
+                lit = relight(relight(frames, way), _as_decoded(self.light))
+                resized.append(resize(lit, size, self.resize, (left, top, right, bottom)))  # what some crop shows
         moved = boxes - [left, top, left, top]
-        return Views(torch.cat(pieces), place.reshape(index.shape), moved, mirror, numbers)
+        together = torch.cat([piece for resized in pieces for piece in resized])
+        return Views(together, place.reshape(index.shape), moved, mirror, numbers, lights)
+
+    def _decode(self, video: Source, numbers: Indices) -> Tensor:
+        """Frames of a video, corrected if `light` wants them as decoded."""
+        return relight(video.frames(numbers), _as_decoded(self.light))
+
+    def key_clip(
+        self,
+        video: Source,
+        centre: int,
+        boxes: Sequence[NDArray[np.floating]] = (),
+        *,
+        rng: np.random.Generator | None = None,
+        last: int | None = None,
+    ) -> KeyClip:
+        """The clip around frame `centre` of a video, and boxes that follow its pixels.
+
+        boxes  arrays `[N, 4]`, left, top, right, bottom, as fractions of width and height of the frame
+        rng    training: frames, size, crop and mirror are drawn from it. None: the test's clip, whole frames
+               at `short_side`, whose size differs between videos
+        last   frame that the clip may reach; None: the last one
+        Raises what `video.frames` raises.
+        """
+        jitter = rng if self.jitter else None
+        last = len(video) - 1 if last is None else min(last, len(video) - 1)
+        index = sampling.around(centre, length=self.frames, interval=self.interval, last=last, rng=jitter)
+        numbers, place = np.unique(index, return_inverse=True)
+        decoded, rows = video.frames(numbers), torch.from_numpy(place)
+        source = (decoded.shape[2], decoded.shape[1])
+        pixels = [(b * np.tile(source, 2)).astype(np.float32) for b in boxes]
+        if rng is None:
+            size = to_short_side(source, self.short_side) if self.short_side else source
+            frames = resize(decoded, size, self.resize).index_select(0, rows)
+            return KeyClip(frames, False, tuple(move_boxes(b, source, size) for b in pixels))
+        size, box = self._draw_box(source, rng)
+        frames = crop_resize(decoded, size, box, (self.crop, self.crop), self.resize)
+        if self.color_jitter:
+            frames = color_jitter(frames, rng, self.color_jitter)
+        mirrored = bool(rng.random() < self.flip)
+        cut, out = (box[2] - box[0], box[3] - box[1]), (self.crop, self.crop)
+        moved = [move_boxes(move_boxes(b, source, size, box), cut, out, mirrored=mirrored) for b in pixels]
+        return KeyClip(frames.index_select(0, rows), mirrored, tuple(moved))
 
     def mirror_label(self, label: int) -> int:
         """The class that a mirrored clip of class `label` shows."""
@@ -407,7 +512,11 @@ def normalize(batch: Tensor, preprocess: Preprocess, mirrored: Tensor | None = N
 
     batch     uint8 `[B, T, H, W, 3]` RGB, on the device where the work is to be done; it is not changed
     mirrored  bool `[B]`, which clips are mirrored left to right
+
+    With `input_size` it is resized to that, see `to_input_size`.
     """
+    if preprocess.light is not None and not preprocess.light.decoded:
+        batch = relight(batch, preprocess.light)
     if mirrored is not None and mirrored.any():
         batch = torch.stack(
             [clip.flip(2) if flip else clip for clip, flip in zip(batch, mirrored.tolist(), strict=True)]
@@ -417,7 +526,24 @@ def normalize(batch: Tensor, preprocess: Preprocess, mirrored: Tensor | None = N
     lines = batch.reshape(*batch.shape[:3], -1).float()  # along whole lines: an axis of three is slow
     mean = torch.tensor(preprocess.mean, device=batch.device).repeat(batch.shape[3])
     std = torch.tensor(preprocess.std, device=batch.device).repeat(batch.shape[3])
-    return lines.sub_(mean).div_(std).view(batch.shape).permute(0, 4, 1, 2, 3)
+    clip = lines.sub_(mean).div_(std).view(batch.shape).permute(0, 4, 1, 2, 3)
+    return to_input_size(clip, preprocess)
+
+
+def to_input_size(clip: Tensor, preprocess: Preprocess) -> Tensor:
+    """Normalised clips at the size that the network sees: float `[B, 3, T, H, W]` -> `[B, 3, T, S, S]`.
+
+    Bilinear with half-pixel centres, frame by frame; a clip that has the size, or a Preprocess without
+    `input_size`, changes nothing. Memory order stays channels_last_3d.
+    """
+    side = preprocess.input_size
+    if side is None or clip.shape[3:] == (side, side):
+        return clip
+    frames = clip.transpose(1, 2).flatten(0, 1)  # nothing is copied where the channels lie last
+    frames = F.interpolate(
+        frames, (side, side), mode="bilinear", align_corners=False, antialias=preprocess.input_antialias
+    )
+    return frames.unflatten(0, (clip.shape[0], clip.shape[2])).transpose(1, 2)
 
 
 def average_views(logits: Tensor, how: Average = "prob", *, multi_label: bool = False) -> Tensor:
@@ -442,7 +568,7 @@ def average_views(logits: Tensor, how: Average = "prob", *, multi_label: bool = 
 
 def _faults(p: Preprocess) -> dict[str, bool]:
     """What can be wrong with the fields for training, and whether it is."""
-    clip, stepped = p.sampling == "clip", p.sampling in ("clip", "untrimmed")
+    clip, stepped = p.sampling == "clip", p.sampling in STEPPED
     lowest, highest = p.train_short_side or (p.short_side, p.short_side)
     paired = sum(p.flip_labels, ())
     return {
@@ -459,7 +585,9 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         "target_fps needs clip sampling, and not rule 0.x": (
             p.target_fps is not None and (not clip or p.rule == "0.x")
         ),
-        "jitter needs clip sampling with an interval above 1": p.jitter and (p.interval == 1 or not clip),
+        "jitter needs clip or key sampling with an interval above 1": (
+            p.jitter and (p.interval == 1 or p.sampling not in ("clip", "key"))
+        ),
         "repeat_last needs clip or segments sampling": (
             p.out_of_bound == "repeat_last" and p.sampling not in ("clip", "segments")
         ),
@@ -483,4 +611,6 @@ def _faults(p: Preprocess) -> dict[str, bool]:
             p.color_jitter is not None and (min(p.color_jitter) < 0 or p.color_jitter[3] > 0.5)
         ),
         "std must be above 0": not min(p.std) > 0,
+        "input_size must be at least 1": p.input_size is not None and p.input_size < 1,
+        "input_antialias needs input_size": p.input_antialias and p.input_size is None,
     }

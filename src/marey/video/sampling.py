@@ -262,6 +262,28 @@ def skeleton_test(n: int, *, length: int, clips: int = 1, seed: int = 255) -> In
     return np.concatenate([_bins(n, length, int(start), rng) for start in starts])
 
 
+def around(
+    centre: int,
+    *,
+    length: int,
+    interval: int = 1,
+    first: int = 0,
+    last: int,
+    rng: np.random.Generator | None = None,
+) -> Indices:
+    """One clip around a key frame, which is its entry length // 2, for detectors: int64 `[length]`.
+
+    first, last  frame numbers are clipped to these
+    rng          training: every frame moves by an independent -interval // 2 .. (interval + 1) // 2 - 1; at
+                 an interval of 1 by -1 or 0 (open-mmlab/mmaction2@v0.24.1, SampleAVAFrames)
+    """
+    _check(last - first + 1, length=length, interval=interval)
+    index = centre + (np.arange(length) - length // 2) * interval
+    if rng is not None:
+        index = index + rng.integers(-interval // 2, (interval + 1) // 2, length)
+    return np.clip(index, first, last).astype(np.int64)
+
+
 def windows(timestamps: Floats, *, every: float, span: int) -> Indices:
     """First frames of windows of `span` frames, one every `every` seconds, over a long video: int64 [K].
 
