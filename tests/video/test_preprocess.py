@@ -370,7 +370,7 @@ def test_a_protocol_takes_from_the_preprocessing_what_it_leaves_out():
     plan = preprocess.plan(Protocol(clips=10, crops="three", crop=128))
     assert msgspec.to_builtins(plan) == {
         "sampling": "clip", "frames": 4, "interval": 16, "clips": 10, "positions": 10, "twice": False,
-        "short_side": 128, "crops": "three", "crop": 128,
+        "lights": (), "short_side": 128, "crops": "three", "crop": 128, "input_size": 128,
     }  # fmt: skip
     assert preprocess.plan(Protocol()).crop == 112 and preprocess.plan(Protocol(frames=9)).frames == 9
 

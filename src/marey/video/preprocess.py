@@ -434,7 +434,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             right, bottom = boxes[:, 2:].max(axis=0).tolist()
             for way, resized in zip(ways, pieces, strict=True):
                 lit = relight(relight(frames, way), _as_decoded(self.light))
-                resized.append(resize(lit, size, self.resize, (left, top, right, bottom)))  # what some crop shows
+                shown = resize(lit, size, self.resize, (left, top, right, bottom))  # by some crop
+                resized.append(shown)
         moved = boxes - [left, top, left, top]
         together = torch.cat([piece for resized in pieces for piece in resized])
         return Views(together, place.reshape(index.shape), moved, mirror, numbers, lights)
@@ -464,7 +465,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         last = len(video) - 1 if last is None else min(last, len(video) - 1)
         index = sampling.around(centre, length=self.frames, interval=self.interval, last=last, rng=jitter)
         numbers, place = np.unique(index, return_inverse=True)
-        decoded, rows = video.frames(numbers), torch.from_numpy(place)
+        decoded, rows = self._decode(video, numbers), torch.from_numpy(place)
         source = (decoded.shape[2], decoded.shape[1])
         pixels = [(b * np.tile(source, 2)).astype(np.float32) for b in boxes]
         if rng is None:
