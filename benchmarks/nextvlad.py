@@ -14,7 +14,9 @@ from statistics import median
 import torch
 
 from marey.models import build
-from marey.training.tagging import tagging_loss, tagging_optimizer
+from marey.recipes.nextvlad import nextvlad_yt8m
+from marey.training.losses import tagging_loss
+from marey.training.optim import build_optimizer
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = build("nextvlad", 3862)
-    optimizer = tagging_optimizer(model)
+    optimizer = build_optimizer(model, nextvlad_yt8m().training.optimizer)
     rgb, audio = (
         torch.randint(0, 256, (options.batch, options.frames, width), dtype=torch.uint8)
         for width in (1024, 128)

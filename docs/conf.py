@@ -115,16 +115,23 @@ def _default(field: Any) -> str:
 
 
 def published_recipes(_: str = "") -> Iterator[str]:
-    """A Markdown table of the recipes with a published figure."""
+    """Markdown tables of the recipes with a published figure, one for each kind of figures."""
     from marey.recipes.catalog import list_recipes, load_recipe
 
-    yield "| recipe | top-1 | top-5 | protocol | data |"
-    yield "|---|---|---|---|---|"
-    for name in list_recipes():
-        if (figure := load_recipe(name).published) is not None:
-            known = (figure.metrics.get(key) for key in ("top1", "top5"))
-            numbers = " | ".join("" if value is None else f"{value:.2%}" for value in known)
-            yield f"| `{name}` | {numbers} | {figure.protocol} | {figure.dataset} |"
+    kinds = {
+        "top1": {"top1": "top-1", "top5": "top-5"},
+        "gap": {"gap": "GAP", "hit1": "Hit@1", "perr": "PERR"},
+    }
+    figures = {name: figure for name in list_recipes() if (figure := load_recipe(name).published)}
+    for first, titles in kinds.items():
+        yield ""
+        yield f"| recipe | {' | '.join(titles.values())} | protocol | data |"
+        yield "|---" * (3 + len(titles)) + "|"
+        for name, figure in figures.items():
+            if ("gap" if "gap" in figure.metrics else "top1") == first:
+                known = (figure.metrics.get(key) for key in titles)
+                numbers = " | ".join("" if value is None else f"{value:.2%}" for value in known)
+                yield f"| `{name}` | {numbers} | {figure.protocol} | {figure.dataset} |"
 
 
 def releases(_: str = "") -> Iterator[str]:

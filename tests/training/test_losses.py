@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from marey.training.losses import classification_loss, multi_label_loss, soft_targets
+from marey.training.losses import classification_loss, multi_label_loss, soft_targets, tagging_loss
 from tests.oracles import drawn_input
 
 SLOWFAST = json.loads((Path(__file__).parent / "oracles" / "slowfast.json").read_text())
@@ -66,3 +66,10 @@ def test_soft_targets_of_labels_give_the_same_loss_as_smoothed_labels():
         assert classification_loss(logits, soft).item() == pytest.approx(expected.item(), rel=1e-6)
     several = torch.tensor([[1.0, 1.0, 0.0]])
     assert soft_targets(several, 3, 0.1) is several
+
+
+def test_the_tagging_loss_is_a_sum_over_classes_and_of_no_opinion_as_published():
+    nothing = torch.zeros(3, 3862, dtype=torch.bool)
+    assert tagging_loss(torch.zeros(3, 3862), nothing).item() == pytest.approx(3862 * math.log(2), rel=1e-6)
+    sure = tagging_loss(torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[False, True]]))
+    assert sure.item() == pytest.approx(math.log(2) + math.log(4 / 3))

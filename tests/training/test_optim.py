@@ -14,11 +14,13 @@ from marey.errors import UsageError
 from marey.models import MODELS
 from marey.models.transformer import layer_numbers
 from marey.training.distributed import launch
+from marey.training.loop import Outcome, train_steps
 from marey.training.optim import Optimizer, Schedule, build_optimizer, lr_factor, parameter_groups, set_lr
 from tests.oracles import drawn_input, filled
 
 CASES = json.loads((Path(__file__).parent / "oracles" / "schedules.json").read_text())
 SLOWFAST = json.loads((Path(__file__).parent / "oracles" / "slowfast.json").read_text())
+NEXTVLAD = json.loads((Path(__file__).parent / "oracles" / "nextvlad.json").read_text())
 NEW = {"warmup_rule": "1.x", "warmup_per": "epoch"}
 SETTINGS = {
     "0.x csn_58e": Schedule(kind="step", milestones=(32, 48), warmup_epochs=16),
@@ -74,6 +76,45 @@ def test_learning_rates_are_those_of_pyslowfast(case):
             schedule, epoch=epoch, iteration=iteration, per_epoch=1200, epochs=case["settings"]["MAX_EPOCH"]
         )
         assert base * factor == pytest.approx(expected, rel=1e-8), position
+
+
+def by_samples(step, batch, per_epoch=1000, **settings):
+    """The factor of a step that lies somewhere in an epoch."""
+    schedule = Schedule(kind="samples", **{"gamma": 0.8, **settings})
+    epoch, iteration = divmod(step, per_epoch)
+    return lr_factor(
+        schedule, epoch=epoch, iteration=iteration, per_epoch=per_epoch, epochs=9999, batch=batch
+    )
+
+
+@pytest.mark.parametrize(
+    "case", NEXTVLAD["cases"], ids=lambda case: f"{case['batch']}-{case['decay_examples']}"
+)
+def test_rates_by_samples_are_those_of_paddle(case):
+    settings = {"samples": case["decay_examples"], "gamma": case["decay"], "until": case["max_iter"]}
+    for step, rate in case["lr_at_step"]:
+        factor = by_samples(step, case["batch"], **settings)
+        assert case["base"] * factor == pytest.approx(rate, rel=1e-6)
+
+
+def test_a_short_schedule_by_samples_is_that_of_a_run_of_paddle():
+    case = NEXTVLAD["small_schedule_run"]
+    rates = [
+        case["base"] * by_samples(step, 160, per_epoch=7, samples=1000, until=case["max_iter"])
+        for step in range(26)
+    ]
+    assert rates == pytest.approx(case["lr_of_steps_0_to_25"], rel=1e-6)
+
+
+def test_rates_by_samples_are_those_of_tensorflow():
+    for batch, step, rate in NEXTVLAD["tensorflow_original"]["batch_step_lr"]:
+        factor = by_samples(step, batch, samples=2_000_000, counted="samples")
+        assert 2e-4 * factor == pytest.approx(rate, rel=1e-6)
+
+
+def test_a_batch_larger_than_the_period_of_samples_is_refused():
+    with pytest.raises(UsageError, match="no batch of 10"):
+        by_samples(0, 10, samples=5)
 
 
 def test_the_warm_up_of_whole_epochs_stands_still_within_them():
@@ -224,6 +265,46 @@ def test_adamw_has_its_published_constants_and_decouples_the_decay():
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
 
 
+def test_only_the_classifier_decays_and_by_its_gradient():
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    settings = Optimizer(kind="adam", lr=0.1, weight_decay=1e-5, groups="head", clip_norm=None)
+    optimizer = build_optimizer(model, settings)
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.999), 1e-8)
+    before = [p.clone() for p in model["body"].parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    start = {name: p.detach().clone() for name, p in model["head"].named_parameters()}
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model["body"].parameters(), strict=True))
+    for name, weight in model["head"].named_parameters():
+        g = 1e-5 * start[name]  # Adam's first step is lr * g / (|g| + 1e-8)
+        torch.testing.assert_close(weight.detach(), start[name] - 0.1 * g / (g.abs() + 1e-8))
+
+
+@pytest.mark.parametrize(("each", "expected"), [(False, [0.8, 0.6]), (True, [1.0, 1.0])])
+def test_gradients_are_clipped_together_or_each_alone(each, expected):
+    """Gradients 4 and 3, largest norm 1; plain SGD at a rate of 1 shows them."""
+    fabric = launch(accelerator="cpu")
+    model = nn.Linear(1, 1)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    plain = Optimizer(lr=1.0, momentum=0.0, weight_decay=0.0)
+    network, optimizer = fabric.setup(model, build_optimizer(model, plain))
+
+    class One:
+        real = 1
+
+    def outcome(network, batch):
+        return Outcome((network(torch.full((1, 1), 4 / 3)) * 3).sum())
+
+    steps = train_steps(
+        fabric, network, optimizer, [One()], outcome_of=outcome, rate_of=lambda _: 1.0,
+        seed_of=lambda _: 0, steps=1, clip_norm=1.0, clip_each=each,
+    )  # fmt: skip
+    assert len(list(steps)) == 1
+    assert [-p.item() for p in model.parameters()] == pytest.approx(expected, rel=1e-5)
+
+
 def test_gradients_are_clipped_as_in_the_original():
     case = SLOWFAST["gradient_clip"]
     model = nn.Linear(3, 2)
@@ -238,7 +319,7 @@ def test_gradients_are_clipped_as_in_the_original():
 def test_frozen_parameters_are_in_no_group():
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(4, 2))
     model[1].requires_grad_(False)
-    for kind in ("all", "tsm", "vectors", "norms", "tables"):
+    for kind in ("all", "tsm", "vectors", "norms", "tables", "head"):
         held = {id(p) for g in parameter_groups(model, Optimizer(groups=kind)) for p in g["params"]}
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
 
@@ -280,6 +361,7 @@ def test_sgd_steps_as_the_formula_says():
         {"groups": "tsm", "layer_decay": 0.9},
         {"groups": "tsm", "backbone_factor": 0.1},
         {"decay_tables": False},
+        {"clip_norm": None, "clip_each": True},
     ],
 )
 def test_senseless_settings_are_refused(wrong):
@@ -289,3 +371,20 @@ def test_senseless_settings_are_refused(wrong):
         Schedule(kind="step")
     with pytest.raises(UsageError, match="final"):
         Schedule(kind="step", milestones=(1,), final=0.1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "samples"},
+        {"kind": "cosine", "samples": 5},
+        {"kind": "samples", "samples": 5, "warmup_rule": "slowfast"},
+        {"kind": "samples", "samples": 5, "until": 0},
+        {"kind": "samples", "samples": 5, "until": 9, "counted": "samples"},
+        {"until": 9},
+    ],
+)
+def test_schedules_that_contradict_themselves_are_refused(wrong):
+    with pytest.raises(UsageError) as error:
+        Schedule(**wrong)
+    assert error.value.code == "RECIPE_VALUE"

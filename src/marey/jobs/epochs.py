@@ -102,9 +102,16 @@ class Task(Protocol):
         """Write a checkpoint that needs nothing else."""
 
 
-def scheduled_rate(plan: Training, epoch: int, update: int, updates: int) -> float:
-    """The learning rate that the recipe's schedule gives an update."""
-    factor = lr_factor(plan.schedule, epoch=epoch, iteration=update, per_epoch=updates, epochs=plan.epochs)
+def scheduled_rate(plan: Training, epoch: int, update: int, updates: int, *, world: int) -> float:
+    """The learning rate that the recipe's schedule gives an update, of so many in each epoch."""
+    factor = lr_factor(
+        plan.schedule,
+        epoch=epoch,
+        iteration=update,
+        per_epoch=updates,
+        epochs=plan.epochs,
+        batch=plan.batch * plan.accumulate * world,
+    )
     return plan.optimizer.lr * factor
 
 
@@ -179,6 +186,7 @@ class Epochs:
             first=self.step,
             accumulate=plan.accumulate,
             clip_norm=plan.optimizer.clip_norm,
+            clip_each=plan.optimizer.clip_each,
         )
         try:
             for step in steps:

@@ -33,7 +33,7 @@ from marey.metrics.mean_ap import (
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import Recipe
+from marey.recipes.schema import AnyRecipe, Recipe, clip_recipe
 from marey.training.distributed import gather, launch
 from marey.video.preprocess import Preprocess, Protocol, average_views
 
@@ -211,7 +211,7 @@ def check_metrics(names: Sequence[str], multi_label: bool, average: str) -> None
 
 
 def test(
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: AnyRecipe | str | os.PathLike[str],
     checkpoint: str | os.PathLike[str],
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
@@ -232,8 +232,8 @@ def test(
     average_clips  "prob", "score", or "none": scores per view and no metrics; None: as the recipe says
     Returns what results.json holds, in the first process; the others get the same.
     """
-    plan = load_recipe(recipe, overrides)
-    plan = load_recipe(plan, {} if average_clips is None else {"clips.average": average_clips})
+    chosen = load_recipe(recipe, overrides)
+    plan = clip_recipe(load_recipe(chosen, {"clips.average": average_clips} if average_clips else {}))
     fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
     model = setup.trained_model(plan, checkpoint)
     names = setup.known_names(model)

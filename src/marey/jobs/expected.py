@@ -7,7 +7,7 @@ from typing import Any
 
 from marey.classes import class_names
 from marey.recipes.catalog import list_recipes, load_recipe
-from marey.recipes.schema import Published, Recipe
+from marey.recipes.schema import Published, Recipe, clip_recipe
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
@@ -35,7 +35,7 @@ def expected(
     if release and release.top1:
         original, model = release.preprocess, (release.model, release.overrides, release.num_classes)
     else:
-        origin = load_recipe(recipe.name) if recipe.name in list_recipes() else recipe
+        origin = clip_recipe(load_recipe(recipe.name)) if recipe.name in list_recipes() else recipe
         original = origin.clips
         model = (origin.model.name, origin.model.options, origin.model.num_classes)
     why = [

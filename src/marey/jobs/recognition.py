@@ -77,7 +77,7 @@ class Recognition:
 
     def rate(self, epoch: int, update: int, updates: int) -> float:
         """As the recipe's schedule has it."""
-        return scheduled_rate(self.plan, epoch, update, updates)
+        return scheduled_rate(self.plan, epoch, update, updates, world=self.fabric.world_size)
 
     def outcome(self, model: Any, batch: Examples) -> Outcome:
         """Classification or multi-label loss; where every clip has one label, the share that is right."""

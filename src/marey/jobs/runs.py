@@ -13,7 +13,7 @@ import msgspec
 
 from marey.errors import UsageError
 from marey.files import replacing
-from marey.recipes.schema import Recipe
+from marey.recipes.schema import AnyRecipe
 
 COLUMNS = (
     *("step", "epoch", "lr", "loss", "top1", "clips_per_second", "data_share", "skipped", "padded"),
@@ -87,7 +87,7 @@ def plain_json(value: Any) -> str:
     return json.dumps(msgspec.to_builtins(value), indent=2)
 
 
-def new_run(root: Path, recipe: Recipe) -> Path:
+def new_run(root: Path, recipe: AnyRecipe) -> Path:
     """The next free folder for this recipe; it is made, so that no other run takes it."""
     parent = root / recipe.name
     parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def new_run(root: Path, recipe: Recipe) -> Path:
             return parent / str(number)
 
 
-def last_run(root: Path, recipe: Recipe) -> Path | None:
+def last_run(root: Path, recipe: AnyRecipe) -> Path | None:
     """The newest folder of this recipe, or None.
 
     Raises UsageError RESUME_MISMATCH, naming the fields, when the recipe there is not this one.
@@ -115,7 +115,7 @@ def last_run(root: Path, recipe: Recipe) -> Path | None:
     return folder
 
 
-def check_same(folder: Path, recipe: Recipe) -> None:
+def check_same(folder: Path, recipe: AnyRecipe) -> None:
     """Refuse to continue a run under another recipe."""
     file = folder / "recipe.json"
     if not file.exists():

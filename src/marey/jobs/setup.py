@@ -16,7 +16,7 @@ from marey.data.labels import mirror_pairs
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
 from marey.models import MODELS
-from marey.recipes.schema import Data, Recipe
+from marey.recipes.schema import AnyRecipe, Data, Recipe, Records
 from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model
 from marey.weights.load import LoadReport
@@ -148,7 +148,7 @@ def class_names(lists: Lists, count: int) -> tuple[str, ...]:
     return (*names, *(str(label) for label in range(len(names), count)))
 
 
-def build_model(recipe: Recipe, seed: int) -> tuple[nn.Module, LoadReport | None]:
+def build_model(recipe: AnyRecipe, seed: int) -> tuple[nn.Module, LoadReport | None]:
     """The recipe's network, drawn from the seed, with its starting weights."""
     torch.manual_seed(seed)
     plan = recipe.model
@@ -156,7 +156,7 @@ def build_model(recipe: Recipe, seed: int) -> tuple[nn.Module, LoadReport | None
     return model, getattr(model, "load_report", None)
 
 
-def trained_model(recipe: Recipe, checkpoint: str | os.PathLike[str]) -> nn.Module:
+def trained_model(recipe: AnyRecipe, checkpoint: str | os.PathLike[str]) -> nn.Module:
     """The recipe's network with a checkpoint's weights, for as many classes as the checkpoint has.
 
     Where its classes are those of a data set whose names ship, but in an order of their own (UniFormer's
@@ -193,8 +193,8 @@ def known_names(model: nn.Module) -> tuple[str, ...] | None:
     return None if names is None or names == tuple(map(str, range(len(names)))) else names
 
 
-def decoding_workers(data: Data) -> int:
-    """How many processes decode."""
+def decoding_workers(data: Data | Records) -> int:
+    """How many processes read."""
     return cores() if data.workers < 0 else data.workers
 
 

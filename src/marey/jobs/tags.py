@@ -25,7 +25,7 @@ from marey.data.youtube8m import Batch, Layout, batches
 from marey.errors import UsageError
 from marey.files import replacing
 from marey.metrics.gap import TaggingMetrics, ranked
-from marey.training.tagging import tagging_loss
+from marey.training.losses import tagging_loss
 
 SCHEMA = pa.schema(
     [

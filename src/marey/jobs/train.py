@@ -16,12 +16,12 @@ from marey.jobs.interrupt import stop_signals
 from marey.jobs.recognition import Recognition
 from marey.jobs.runs import Run, check_same, last_run, new_run
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import Recipe
+from marey.recipes.schema import AnyRecipe, clip_recipe
 from marey.training.distributed import gather, launch
 
 
 def train(
-    recipe: Recipe | str | os.PathLike[str],
+    recipe: AnyRecipe | str | os.PathLike[str],
     overrides: Sequence[str] | Mapping[str, Any] = (),
     *,
     out: str | os.PathLike[str] = "runs",
@@ -43,39 +43,37 @@ def train(
     Raises UsageError and DataError before the first step for what is wrong in recipe or lists; Interrupted
     after SIGINT, SIGTERM or SIGUSR1, with everything saved.
     """
-    given = (
-        Path(recipe).parent if not isinstance(recipe, Recipe) and Path(recipe).name == "recipe.json" else None
-    )
-    recipe = load_recipe(recipe, overrides)
-    fabric = launch(
-        accelerator=accelerator, devices=devices, nodes=nodes, precision=recipe.training.precision
-    )
-    task = task_of(recipe)
-    written, lists = task.prepare(recipe, validate)
-    recipe = _rescaled(written, fabric.world_size, auto_scale_lr)
-    folder = gather(fabric, _folder(recipe, Path(out), resume, given) if fabric.is_global_zero else None)[0]
+    given = Path(recipe).parent if isinstance(recipe, str | os.PathLike) else None
+    given = given if Path(str(recipe)).name == "recipe.json" else None
+    plan = load_recipe(recipe, overrides)
+    fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes, precision=plan.training.precision)
+    task = task_of(plan)
+    written, lists = task.prepare(plan, validate)
+    plan = _rescaled(written, fabric.world_size, auto_scale_lr)
+    folder = gather(fabric, _folder(plan, Path(out), resume, given) if fabric.is_global_zero else None)[0]
     run = Run(folder, quiet=not fabric.is_global_zero)
-    _prepare(run, recipe, seed, deterministic)
-    _say_rate(run, written, recipe, fabric.world_size)
-    workers = setup.decoding_workers(recipe.data)
-    with Pool(workers, recipe.data.seconds) as pool, stop_signals() as stop:
-        work = task(recipe, lists, fabric=fabric, run=run, pool=pool, seed=seed)
+    _prepare(run, plan, seed, deterministic)
+    _say_rate(run, written, plan, fabric.world_size, task.unit)
+    workers = setup.decoding_workers(plan.data)
+    with Pool(workers, plan.data.seconds) as pool, stop_signals() as stop:
+        work = task(plan, lists, fabric=fabric, run=run, pool=pool, seed=seed)
         return Epochs(work, fabric, run, stop, seed).all(resume=resume)
 
 
-def task_of(recipe: Recipe) -> type[Recognition]:
-    """What a recipe trains for."""
+def task_of(recipe: AnyRecipe) -> Any:
+    """What a recipe trains for: a class like Recognition."""
+    clip_recipe(recipe)
     return Recognition
 
 
-def _folder(recipe: Recipe, out: Path, resume: bool, given: Path | None) -> Path:
+def _folder(recipe: AnyRecipe, out: Path, resume: bool, given: Path | None) -> Path:
     if resume and given is not None and (given / "metrics.csv").exists():
         check_same(given, recipe)
         return given
     return (last_run(out, recipe) if resume else None) or new_run(out, recipe)
 
 
-def _prepare(run: Run, recipe: Recipe, seed: int, deterministic: bool) -> None:
+def _prepare(run: Run, recipe: AnyRecipe, seed: int, deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or CUDA's matrix products refuse
     torch.use_deterministic_algorithms(deterministic)
@@ -87,23 +85,23 @@ def _prepare(run: Run, recipe: Recipe, seed: int, deterministic: bool) -> None:
     )
 
 
-def _say_rate(run: Run, written: Recipe, recipe: Recipe, world: int) -> None:
+def _say_rate(run: Run, written: AnyRecipe, recipe: AnyRecipe, world: int, unit: str) -> None:
     """Say from what to what the learning rate was scaled, or that it was not."""
     before, plan = written.training, recipe.training
     clips, rate = plan.batch * plan.accumulate * world, plan.optimizer.lr
     if rate != before.optimizer.lr:
         run.say(
-            f"learning rate {rate:g}: scaled from {before.optimizer.lr:g} for {before.reference_batch} clips "
-            f"an update to {clips}"
+            f"learning rate {rate:g}: scaled from {before.optimizer.lr:g} for {before.reference_batch} "
+            f"{unit} an update to {clips}"
         )
     elif clips != plan.reference_batch:
         run.say(
-            f"learning rate {rate:g} as written, for {plan.reference_batch} clips an update; here are "
+            f"learning rate {rate:g} as written, for {plan.reference_batch} {unit} an update; here are "
             f"{clips} (--auto-scale-lr scales it)"
         )
 
 
-def _rescaled(recipe: Recipe, world: int, wanted: bool) -> Recipe:
+def _rescaled(recipe: AnyRecipe, world: int, wanted: bool) -> AnyRecipe:
     """Learning rate for the clips of one update here (linear scaling), once: scale_lr ends False."""
     plan = recipe.training
     clips = plan.batch * plan.accumulate * world

@@ -14,10 +14,22 @@ import msgspec
 
 from marey.errors import UsageError, nearest
 from marey.recipes import released
-from marey.recipes.schema import Recipe
+from marey.recipes.schema import OF_FEATURES, AnyRecipe, Recipe, TagRecipe
 
-# each function of these that returns a Recipe is one, and so is each entry of their tables ROWS
-MODULES = ("csn", "demo", "finetune", "mvit", "slowfast", "slowonly", "swin", "tsm", "tsn", "uniformer")
+# each function of these that returns a recipe is one, and so is each entry of their tables ROWS
+MODULES = (
+    "csn",
+    "demo",
+    "finetune",
+    "mvit",
+    "nextvlad",
+    "slowfast",
+    "slowonly",
+    "swin",
+    "tsm",
+    "tsn",
+    "uniformer",
+)
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
@@ -30,20 +42,20 @@ def describe_recipe(name: str) -> str:
     """First line of a recipe's docstring, or of a published one what it is and what it reached."""
     module, _, function = _full_name(name).partition(".")
     build = _functions(module)[function]
-    if isinstance(build, partial):
+    if isinstance(build, partial):  # a row of a table, which are all of clips
         return released.describe(build(), build.args[-1].note)
     return (inspect.getdoc(build) or "").partition("\n")[0]
 
 
 def load_recipe(
-    name_or_path: str | os.PathLike[str] | Recipe, overrides: Sequence[str] | Mapping[str, Any] = ()
-) -> Recipe:
+    name_or_path: str | os.PathLike[str] | AnyRecipe, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> AnyRecipe:
     """A recipe by name (`tsm.tsm_r50_...`, or the part after the dot where it is unique) or from a
     `recipe.json`, with overrides such as `["training.epochs=8"]` or `{"training.epochs": 8}` applied.
 
     Raises UsageError: UNKNOWN_RECIPE, UNKNOWN_KEY (both with the nearest name), RECIPE_VALUE, RECIPE_FILE.
     """
-    if isinstance(name_or_path, Recipe):
+    if isinstance(name_or_path, AnyRecipe):
         recipe = name_or_path
     elif str(name_or_path).endswith(".json") or os.sep in str(name_or_path):
         recipe = _read(Path(name_or_path))
@@ -54,7 +66,9 @@ def load_recipe(
     return override(recipe, overrides) if overrides else recipe
 
 
-def _arguments(build: Callable[..., Recipe], overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(
+    build: Callable[..., AnyRecipe], overrides: Sequence[str] | Mapping[str, Any]
+) -> dict[str, Any]:
     """Overrides that a recipe wants to know from the start, because other values follow from them."""
     wanted = {"model": "model.name", "weights": "model.weights"}
     given = pairs(overrides)
@@ -67,12 +81,12 @@ def pairs(overrides: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     return dict(overrides.items() if isinstance(overrides, Mapping) else map(_pair, overrides))
 
 
-def override(recipe: Recipe, overrides: Sequence[str] | Mapping[str, Any]) -> Recipe:
+def override(recipe: AnyRecipe, overrides: Sequence[str] | Mapping[str, Any]) -> AnyRecipe:
     """The recipe with some fields changed; values are JSON, or plain text where they are not."""
     tree = msgspec.to_builtins(recipe)
     for key, value in pairs(overrides).items():
         _set(tree, key, msgspec.to_builtins(value))
-    return _convert(tree, "")
+    return _convert(tree, "", type(recipe))
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -113,31 +127,37 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return [k for key, v in rows for k in (key, *(_keys(v, f"{key}.") if isinstance(v, dict) else ()))]
 
 
-def _convert(tree: Any, where: str) -> Recipe:
+def _convert(tree: Any, where: str, kind: type[Recipe] | type[TagRecipe]) -> AnyRecipe:
     try:
-        return msgspec.convert(tree, Recipe)
+        return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         raise UsageError("RECIPE_VALUE", f"recipe{where}: {error}") from None
 
 
-def _read(path: Path) -> Recipe:
+def _read(path: Path) -> AnyRecipe:
     try:
         tree = msgspec.json.decode(path.read_bytes())
     except OSError as error:
         raise UsageError("RECIPE_FILE", f"cannot read the recipe {str(path)!r}: {error.strerror}") from None
     except msgspec.DecodeError as error:
         raise UsageError("RECIPE_FILE", f"{str(path)!r} is not JSON: {error}") from None
-    return _convert(tree, f" {path}")
+    return _convert(tree, f" {path}", _kind(tree))
 
 
-def _functions(module: str) -> dict[str, Callable[..., Recipe]]:
+def _kind(tree: Any) -> type[Recipe] | type[TagRecipe]:
+    """What a file's content is meant to be: without clips and for a network that takes none, of tags."""
+    model = tree.get("model") if isinstance(tree, dict) and "clips" not in tree else None
+    return TagRecipe if isinstance(model, dict) and model.get("name") in OF_FEATURES else Recipe
+
+
+def _functions(module: str) -> dict[str, Callable[..., AnyRecipe]]:
     members = vars(import_module(f"marey.recipes.{module}"))
-    own: dict[str, Callable[..., Recipe]] = {
+    own: dict[str, Callable[..., AnyRecipe]] = {
         name: f
         for name, f in members.items()
         if inspect.isfunction(f)
         and not name.startswith("_")
-        and inspect.signature(f).return_annotation is Recipe
+        and inspect.signature(f).return_annotation in (Recipe, TagRecipe)
         and f.__module__ == f"marey.recipes.{module}"
     }
     rows: dict[str, released.Row] = members.get("ROWS", {})

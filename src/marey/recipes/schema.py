@@ -9,6 +9,8 @@ from marey.training.optim import Optimizer, Schedule
 from marey.video.augment import Augment
 from marey.video.preprocess import Preprocess
 
+OF_FEATURES = ("nextvlad",)  # networks that take features of frames, not clips
+
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which network.
@@ -159,3 +161,103 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     training: Training
     testing: Testing = Testing()
     published: Published | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.name in OF_FEATURES:
+            raise UsageError(
+                "RECIPE_KIND",
+                f"{self.model.name} takes features of frames, but the recipe {self.name!r} is for clips; "
+                "take one of `marey recipes 'nextvlad.*'`",
+            )
+
+
+class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which records of frame features, and how they are read.
+
+    train, val, test  a folder of records, a pattern, a file, or a list of files each; test falls back to val
+    index        folder that keeps where the records of the files are, so that they are found once
+    classes      names of the tags: YouTube-8M's vocabulary.csv, or a file with the names in label order;
+                 None: those of the features (features.json), else numbers
+    max_frames   later frames of a video are left out
+    window       files whose records are shuffled together, see docs/youtube8m.md
+    workers      reading processes; -1: one per core, at most eight; 0: in the training process
+    seconds      time limit for reading a part of a batch
+    max_bad      largest share of the training records that may be unreadable (skipped, counted, named)
+    max_bad_test  the same for validation and test
+    """
+
+    train: str | None = None
+    val: str | None = None
+    test: str | None = None
+    index: str | None = None
+    classes: str | None = None
+    max_frames: int = 300
+    window: int = 16
+    workers: int = -1
+    seconds: float = 600.0
+    max_bad: float = 0.01
+    max_bad_test: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_frames < 1 or self.window < 1:
+            raise UsageError("RECIPE_VALUE", "data.max_frames and data.window must be at least 1")
+
+
+class TagTesting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tags are tested.
+
+    batch  videos that go through the network at once; the last ones, fewer, are not left out
+    top    tags of a video that count: the k of GAP@k and mAP
+    """
+
+    batch: int = 40
+    top: int = 20
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.top < 1:
+            raise UsageError("RECIPE_VALUE", "testing.batch and testing.top must be at least 1")
+
+
+class TagRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A complete run that learns tags from features of frames; `data.train=RECORDS` says which.
+
+    name       module and published name
+    model      which network; widths of frames are options of it
+    data       which records
+    training   how the network is trained; what is done to clips has no place there
+    testing    how it is tested
+    published  what its source reports, shown beside what is measured
+    """
+
+    name: str
+    model: Model
+    data: Records = Records()
+    training: Training
+    testing: TagTesting = TagTesting()
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        if self.model.name not in OF_FEATURES:
+            raise UsageError(
+                "RECIPE_KIND",
+                f"{self.model.name} takes clips, but the recipe {self.name!r} is for features of frames; "
+                "take one for clips, for example finetune",
+            )
+        plain = Training(epochs=1)
+        for field in ("augment", "label_smoothing", "class_weights", "checkpoint_activations", "precise_bn"):
+            if getattr(self.training, field) != getattr(plain, field):
+                raise UsageError(
+                    "RECIPE_KIND", f"training.{field} is for clips; {self.name!r} learns from features"
+                )
+
+
+AnyRecipe = Recipe | TagRecipe
+
+
+def clip_recipe(recipe: AnyRecipe) -> Recipe:
+    """The recipe, which must be one for clips. Raises UsageError RECIPE_KIND."""
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            "RECIPE_KIND", f"this needs clips, but {recipe.name!r} learns from features of frames"
+        )
+    return recipe

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from lightning_fabric.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from marey.errors import MareyError
 from marey.training.distributed import anyone
@@ -61,12 +61,14 @@ def train_steps(
     first: int = 0,
     accumulate: int = 1,
     clip_norm: float | None = None,
+    clip_each: bool = False,
 ) -> Iterator[Step]:
     """Train on the batches, which are the steps `first` .. `steps` - 1 of an epoch.
 
     outcome_of  runs the network on a batch; gradients must pass through the call of the network itself
     rate_of   learning rate of an update (counted in the epoch); every `accumulate` steps make one
     seed_of   seed of a step's dropout, so that a resumed run draws what the unbroken one drew
+    clip_norm  largest 2-norm of the gradients of an update: all together, or with clip_each of each parameter
     Raises MareyError LOSS_NOT_FINITE before the step changes anything.
     """
     started = time.perf_counter()
@@ -85,7 +87,10 @@ def train_steps(
                 raise MareyError("LOSS_NOT_FINITE", f"the loss of step {number} is {value}")
             fabric.backward(loss * (0.0 if batch.real == 0 else 1.0 / share))
         if closing:
-            if clip_norm is not None:
+            if clip_norm is not None and clip_each:
+                for parameter in model.parameters():
+                    nn.utils.clip_grad_norm_(parameter, clip_norm)
+            elif clip_norm is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
             set_lr(optimizer, lr)
             optimizer.step()

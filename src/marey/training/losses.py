@@ -1,4 +1,4 @@
-"""Losses of recognizers. Each takes raw logits [B, C] and gives the mean over the clips of the batch."""
+"""Losses. Each takes raw logits [B, C] and gives the mean over the clips or videos of the batch."""
 
 import torch
 from torch import Tensor
@@ -34,3 +34,12 @@ def multi_label_loss(logits: Tensor, targets: Tensor, *, class_weights: Tensor |
     """Binary cross entropy of each class, mean over clips and classes; targets float [B, C] in 0..1."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets, weight=class_weights, reduction="mean")
     return torch.as_tensor(loss)
+
+
+def tagging_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy summed over classes, mean over videos; targets [B, C], 0 or 1.
+
+    As PaddlePaddle/models@b71cf63:PaddleCV/video/models/nextvlad has it.
+    """
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+    return losses.sum(dim=1).mean()

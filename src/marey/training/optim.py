@@ -23,35 +23,38 @@ Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which optimiser, and what reaches which parameter.
 
-    kind         "sgd" or "adamw"
+    kind         "sgd", "adam" or "adamw"
     lr           learning rate at the recipe's reference batch
     momentum     of SGD; its buffers start with the first gradient
     nesterov     of SGD: look ahead by one momentum step
-    betas        of AdamW: decay of its first and second moment
-    weight_decay  pull of the weights towards 0; as a gradient in SGD, decoupled in AdamW
+    betas        of Adam and AdamW: decay of the first and second moment
+    weight_decay  pull of the weights towards 0; as a gradient in SGD and Adam, decoupled in AdamW
     groups       what does not decay. "all": everything does; "norms": batch and layer norms; "vectors":
                  tensors with one axis (biases, norms); "tables": position tables and class tokens, which
-                 learn at the full rate; "tsm": five groups. See `parameter_groups`
+                 learn at the full rate; "head": all but the classifier; "tsm": five groups. See
+                 `parameter_groups`
     decay_tables  with groups "norms" and "vectors": position tables and class tokens decay too, as PySlowFast
                  has it
     head_factor  with groups "tsm": rate of the classifier's weight relative to lr; its bias twice that
     backbone_factor  rate of everything but the classifier relative to lr (not with groups "tsm")
     layer_decay  rate of a transformer's layer relative to that of the layer after it; 1: all alike
     clip_norm    gradients are scaled down to this 2-norm; None leaves them
+    clip_each    each parameter's gradient is scaled down on its own, not all of them together
     """
 
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = 0.01
     momentum: float = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4
-    groups: Literal["all", "norms", "vectors", "tables", "tsm"] = "all"
+    groups: Literal["all", "norms", "vectors", "tables", "head", "tsm"] = "all"
     decay_tables: bool = True
     head_factor: float = 5.0
     backbone_factor: float = 1.0
     layer_decay: float = 1.0
     clip_norm: float | None = 40.0
+    clip_each: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -67,6 +70,8 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 "RECIPE_VALUE",
                 "optimizer: layer_decay must be above 0 and at most 1, backbone_factor above 0",
             )
+        if self.clip_each and self.clip_norm is None:
+            raise UsageError("RECIPE_VALUE", "optimizer: clip_each needs a clip_norm")
         if self.groups == "tsm" and (self.layer_decay, self.backbone_factor) != (1, 1):
             raise UsageError("RECIPE_VALUE", "optimizer: groups 'tsm' have their own rates of the layers")
         if self.groups not in ("norms", "vectors") and not self.decay_tables:
@@ -78,9 +83,13 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the learning rate moves.
 
-    kind           "step" multiplies by gamma at each milestone; "cosine" falls to `final` at the last epoch
+    kind           "step" multiplies by gamma at each milestone; "cosine" falls to `final` at the last epoch;
+                   "samples" multiplies by gamma whenever so many samples were seen
     milestones     epochs, counted from 0
     gamma          factor of a step
+    samples        with kind "samples": how many, over all processes
+    counted        with kind "samples": in "updates", as many whole ones as fit, or one by one in "samples"
+    until          with counted "updates": the rate stays from this update of the training on
     per            "epoch": one value an epoch; "iteration": follows fractional epochs
     cosine_from    epoch at which the cosine begins (1.x lets it begin after the warm-up)
     final          where the cosine ends, as a share of the full rate
@@ -91,9 +100,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                    "slowfast": no share of the moving rate, but a line to what the rate is after the warm-up
     """
 
-    kind: Literal["constant", "step", "cosine"] = "cosine"
+    kind: Literal["constant", "step", "cosine", "samples"] = "cosine"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
+    samples: int = 0
+    counted: Literal["updates", "samples"] = "updates"
+    until: int | None = None
     per: Literal["epoch", "iteration"] = "epoch"
     cosine_from: float = 0.0
     final: float = 0.0
@@ -105,15 +117,29 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if self.kind == "step" and not self.milestones:
             raise UsageError("RECIPE_VALUE", "schedule: kind 'step' needs milestones, for example [20,40]")
+        if (self.kind == "samples") != (self.samples > 0):
+            raise UsageError("RECIPE_VALUE", "schedule: kind 'samples' needs samples, and samples that kind")
+        if self.kind == "samples" and self.warmup_rule == "slowfast":
+            raise UsageError("RECIPE_VALUE", "schedule: kind 'samples' has no warmup_rule 'slowfast'")
+        if self.until is not None and (self.until < 1 or (self.kind, self.counted) != ("samples", "updates")):
+            raise UsageError("RECIPE_VALUE", "schedule: until is an update, counted with kind 'samples'")
         if not 0 <= self.final <= 1 or (self.final and self.kind != "cosine"):
             raise UsageError(
                 "RECIPE_VALUE", "schedule: final is where the cosine ends, 0..1 of the full rate"
             )
 
 
-def lr_factor(schedule: Schedule, *, epoch: int, iteration: int, per_epoch: int, epochs: int) -> float:
+def lr_factor(
+    schedule: Schedule, *, epoch: int, iteration: int, per_epoch: int, epochs: int, batch: int = 1
+) -> float:
     """What the base learning rate is multiplied by in this iteration (both count from 0; iteration within
-    the epoch, per_epoch of them)."""
+    the epoch, per_epoch of them).
+
+    batch  samples of an iteration, over all processes; only kind "samples" asks
+    """
+    if schedule.kind == "samples":
+        update = epoch * per_epoch + iteration
+        return _by_samples(schedule, update, batch) * _warmup(schedule, update, per_epoch)
     position = epoch + (iteration / per_epoch if schedule.per == "iteration" else 0)
     if schedule.warmup_rule == "slowfast":
         risen = epoch + (iteration / per_epoch if schedule.warmup_per == "iteration" else 0)
@@ -132,6 +158,20 @@ def _decay(schedule: Schedule, position: float, epochs: int) -> float:
         left = (1 + math.cos(math.pi * min(max(done, 0.0), 1.0))) / 2
         return schedule.final + (1 - schedule.final) * left
     return 1.0
+
+
+def _by_samples(schedule: Schedule, update: int, batch: int) -> float:
+    """In updates as PaddlePaddle/models@b71cf63:PaddleCV/video/models/nextvlad/nextvlad.py counts, in samples
+    as linrongc/youtube-8m@4810b4e:train.py."""
+    if not 1 <= batch <= schedule.samples:
+        raise UsageError(
+            "BAD_VALUE", f"schedule: a period of {schedule.samples} samples has no batch of {batch} in it"
+        )
+    if schedule.counted == "samples":
+        return schedule.gamma ** (update * batch // schedule.samples)
+    every = schedule.samples // batch
+    last = update if schedule.until is None else schedule.until - 1
+    return schedule.gamma ** (min(update, last) // every)
 
 
 def _warmup(schedule: Schedule, iteration: int, per_epoch: int) -> float:
@@ -157,6 +197,7 @@ def parameter_groups(
     "tables": tables without decay and not by `backbone_factor`, the rest with decay: what mmcv's default
     constructor makes of the settings of SwinTransformer/Video-Swin-Transformer@db018fb8, where of several
     names that match a parameter the longest counts.
+    "head": the classifier `head` with decay, everything else without.
     "tsm" (MMAction2 v0.24.1, TSMOptimizerConstructor): weights x1 with decay, biases x2 without, batch norm
     x1 without decay, the classifier's weight x head_factor with and its bias x2 head_factor without decay.
     Parameters that are frozen are left out.
@@ -177,8 +218,9 @@ def parameter_groups(
         if how != "all":
             vector = parameter.ndim < 2 if how == "vectors" else id(parameter) in norms_or_alike
             free = table if how == "tables" else vector or (table and not optimizer.decay_tables)
+            free = not name.startswith("head.") if how == "head" else free
             kind = "not decayed" if free else "decayed"
-            kind = "batch norm" if id(parameter) in norms and how != "tables" else kind
+            kind = "batch norm" if id(parameter) in norms and how not in ("tables", "head") else kind
         full = name.startswith("head.") or (how == "tables" and table)
         factor = 1.0 if full else optimizer.backbone_factor
         if layers:
@@ -226,6 +268,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The torch optimiser over the model's trained parameters; `set_lr` gives it its rate at each step."""
     groups = parameter_groups(model, optimizer, layers)
+    if optimizer.kind == "adam":  # fused: several times as fast where matrices are large
+        return torch.optim.Adam(groups, lr=optimizer.lr, betas=optimizer.betas, fused=True)
     if optimizer.kind == "adamw":
         return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas)
     return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
