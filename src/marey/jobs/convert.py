@@ -131,7 +131,7 @@ def _origin(path: Path, found: Identity) -> dict[str, Any]:
 
 def _compare(network: nn.Module, part: Path, preprocess: Preprocess) -> tuple[float, float]:
     """Largest difference of the logits, absolute and as a share of the largest logit."""
-    side, draws = preprocess.crop, torch.Generator().manual_seed(0)
+    side, draws = preprocess.input_size or preprocess.crop, torch.Generator().manual_seed(0)
     clip = torch.randn((1, 3, preprocess.frames, side, side), generator=draws)
     want, got = _logits(network, clip), _logits(open_model(part), clip)
     if not want.isfinite().all():

@@ -286,7 +286,10 @@ def _note_differences(recipe: Recipe, model: nn.Module) -> None:
     own = getattr(model, "preprocess", None)
     if getattr(model, "metadata", None) is None or not isinstance(own, Preprocess):
         return
-    fields = ("frames", "interval", "sampling", "short_side", "crop", "mean", "std", "channel_order")
+    fields = (
+        *("frames", "interval", "sampling", "short_side", "crop", "mean", "std", "channel_order"),
+        *("input_size", "input_antialias"),
+    )
     for name in fields:
         now, then = getattr(recipe.clips, name), getattr(own, name)
         if now != then:

@@ -13,7 +13,10 @@ from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
 
 FREE = ("dropout", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # of training only
-SEEN = ("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound")
+SEEN = (
+    *("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound"),
+    "input_antialias",
+)
 
 
 def expected(

@@ -195,7 +195,7 @@ def _network(source: nn.Module | str | os.PathLike[str]) -> Any:
 
 def _shape(model: Any, size: str | None) -> Shape:
     plan = model.preprocess.plan(model.preprocess.test)
-    return parse_size(size) if size else (plan.frames, plan.crop, plan.crop)
+    return parse_size(size) if size else (plan.frames, plan.input_size, plan.input_size)
 
 
 def _free(model: nn.Module, shape: Shape, *, any_frames: bool, any_size: bool) -> dict[int, int]:

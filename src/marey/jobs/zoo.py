@@ -44,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     headless      there is no classifier in the file: trainings start from it
     tested        clips and crops of a video in the test of these figures
     parameters    numbers that training can change
-    gmacs         1e9 multiply-adds of one view, of so many `frames` and `crop` pixels on each side
+    gmacs         1e9 multiply-adds of one view, of so many `frames` and `crop` pixels of each side
     license       of the weights, as their source states it
     source, recipe   who published it, and the name of its configuration there
     url, file, sha256   where it is, how its file is called, and what its SHA-256 begins with
@@ -142,7 +142,7 @@ def _entry(name: str) -> Entry:
     plan = release.preprocess.plan(release.preprocess.test)
     shape = {key: value for key, value in release.overrides.items() if key not in TRAINING}
     settings = msgspec.json.encode(shape, order="sorted")
-    size, row, products, fed = _cost(release.model, settings, plan.frames, plan.crop)
+    size, row, products, fed = _cost(release.model, settings, plan.frames, plan.input_size)
     rows = release.num_classes or 0
     return Entry(
         name=name,
@@ -158,7 +158,7 @@ def _entry(name: str) -> Entry:
         parameters=size + rows * row,
         gmacs=round((products + rows * fed) / 1e9, 3),
         frames=plan.frames,
-        crop=plan.crop,
+        crop=plan.input_size,
         license=release.license,
         source=release.source,
         recipe=release.recipe,

@@ -117,7 +117,8 @@ def _assemble(
         model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
     if hasattr(model, "clip_size"):  # MViT takes clips of one size only
         frames, crop, _ = model.clip_size
-        model.preprocess = msgspec.structs.replace(model.preprocess, frames=frames, crop=crop)
+        size = {"input_size": crop} if model.preprocess.input_size else {"crop": crop}
+        model.preprocess = msgspec.structs.replace(model.preprocess, frames=frames, **size)
     model.class_names = None
     if tensors is not None and found is not None:
         model.load_report = fill(model, tensors, found)

@@ -158,4 +158,5 @@ def protocol_text(clips: Preprocess, protocol: Protocol) -> str:
     passes = f"{number} clips of " if number > 1 else ""
     frames = f"{passes}{'2 x ' if plan.twice else ''}{plan.frames} frames"
     crops = {"center": "1 crop", "three": "3 crops", "ten": "10 crops"}[plan.crops]
-    return f"{frames} x {crops} of {plan.crop}"
+    seen = f" reduced to {plan.input_size}" if plan.input_size != plan.crop else ""
+    return f"{frames} x {crops} of {plan.crop}{seen}"
