@@ -340,15 +340,15 @@ def _grouped(boxes: Iterable[Boxed]) -> dict[str, Any]:
 def _checked(arrays: Mapping[Any, Any], faults: Faults, notes: Sequence[str]) -> Proposals:
     """Proposals of the boxes that can be; the others are noted and left out."""
     faults.unit = "key"
-    sound = dict[str, Any]()
+    sound = dict[str, list[Floats]]()  # "abc,902" and "abc,0902" are one
     for key, table in arrays.items():
         parts = split_key(key) if isinstance(key, str) else None
         if parts is None:
             text = "names no key frame; expected `video,second` such as 'abc,0902'"
             faults.add(repr(key)[:60], error("AVA_KEY", "", text))
         else:
-            sound[key_of(*parts)] = table
-    made = Proposals.of(sound, notes)
+            sound.setdefault(key_of(*parts), []).append(_table(table))
+    made = Proposals.of({key: np.concatenate(tables) for key, tables in sound.items()}, notes)
     counts = np.diff(made.ends, prepend=0)
     where = _Places(list(sound), made.ends)
     infinite: NDArray[np.bool_] = np.logical_not(np.isfinite(made.boxes).all(axis=1))

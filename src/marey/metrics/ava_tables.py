@@ -86,7 +86,8 @@ class Faults:
         found, values = np.flatnonzero(wrong), np.asarray(values)
         for row in found[:SHOWN]:
             self.add(where[row], fault, f"{values[row]:g}" if values.size else None)
-        self.counts[fault.code] += max(0, len(found) - SHOWN)
+        if len(found) > SHOWN:
+            self.counts[fault.code] += len(found) - SHOWN
         return wrong
 
     @property
