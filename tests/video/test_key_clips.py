@@ -153,3 +153,5 @@ def test_key_sampling_has_no_clips_without_key_frames():
         AVA.pick_test(100, Protocol())
     with pytest.raises(UsageError, match="rule slowfast knows no key sampling"):
         Preprocess(sampling="key", rule="slowfast")
+    with pytest.raises(UsageError, match="input_size"):
+        msgspec.structs.replace(AVA, input_size=224)

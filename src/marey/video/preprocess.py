@@ -613,5 +613,8 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         ),
         "std must be above 0": not min(p.std) > 0,
         "input_size must be at least 1": p.input_size is not None and p.input_size < 1,
+        "key sampling has no input_size, which would not move boxes": (
+            p.sampling == "key" and p.input_size is not None
+        ),
         "input_antialias needs input_size": p.input_antialias and p.input_size is None,
     }
