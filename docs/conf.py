@@ -148,10 +148,10 @@ def releases(_: str = "") -> Iterator[str]:
 
 def models(_: str = "") -> Iterator[str]:
     """A Markdown table of the networks' families and names."""
-    from marey.models import MODELS
+    from marey.models import NETWORKS
 
     families: dict[Any, list[str]] = {}
-    for name, builder in MODELS.items():
+    for name, builder in NETWORKS.items():
         families.setdefault(builder.func, []).append(f"`{name}`")  # type: ignore[attr-defined]
     yield "| family | names | what it is |"
     yield "|---|---|---|"

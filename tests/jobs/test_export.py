@@ -16,7 +16,7 @@ from marey.errors import EnvironmentFault, MareyError, UsageError, WeightsError
 from marey.jobs import export as module
 from marey.jobs.export import KINDS, export
 from marey.jobs.predict import predict
-from marey.models import MODELS, list_models
+from marey.models import list_models
 from marey.models.shell import shell
 from marey.models.tsm import TimeShift
 from marey.video.preprocess import Preprocess
@@ -134,7 +134,7 @@ def test_what_a_network_does_not_allow_is_said_before_anything_is_done(tmp_path)
 
 
 def test_every_network_that_takes_clips_is_of_a_kind_that_can_be_exported():
-    kinds = {name: type(shell(name)) for name in MODELS}
+    kinds = {name: type(shell(name)) for name in list_models()}
     assert [name for name in list_models() if kinds[name] not in KINDS] == [
         name for name in list_models() if name == "nextvlad" or name.endswith("_det")
     ]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marey.errors import UsageError
-from marey.models import MODELS, build, list_models
+from marey.models import DETECTORS, MODELS, build, list_models
 from marey.weights.load import load_weights
 from tests.oracles import (
     drawn_case,
@@ -101,7 +101,8 @@ def test_small_networks_have_the_parameters_of_their_releases(name, classes, par
 
 
 def test_names_are_listed_sorted_and_by_pattern():
-    assert list_models() == sorted(MODELS)
+    assert list_models() == sorted([*MODELS, *DETECTORS])
+    assert list_models("slowonly*_det") == ["slowonly_r101_det", "slowonly_r50_det"]
     assert list_models("tsm*") == ["tsm_r101", "tsm_r18", "tsm_r50"]
     assert list_models("no*") == []
 

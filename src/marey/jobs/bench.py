@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from marey.errors import EnvironmentFault, MareyError, UsageError, unknown
 from marey.jobs.progress import Progress
-from marey.models import MODELS, list_models
+from marey.models import DETECTORS, NETWORKS, list_models
 from marey.models.cost import macs, parameters
+from marey.models.detector import Detector
 from marey.models.fold import ONEDNN, folded
 from marey.models.recompute import recompute_blocks
 from marey.weights.create import create_model, open_model
@@ -105,7 +106,10 @@ def bench(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("NO_ACCELERATOR", f"there is no {place}; `marey doctor` lists devices")
-    wanted = [model for name in names for model in (list_models(name) or [name])]
+    wanted: list[str] = []
+    for name in names:
+        found = [one for one in list_models(name) if one not in DETECTORS]  # these need boxes beside clips
+        wanted += found or [name]
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -232,13 +236,15 @@ def _ready(
 def _network(name: str, size: str | None) -> tuple[nn.Module, tuple[int, int, int]]:
     """The network in evaluation mode, and the frames, height and width of its clips."""
     shape = None if size is None else parse_size(size)
-    if name not in MODELS:
+    if name not in NETWORKS:
         model: Any = open_model(name)
     else:
-        counts = shape is not None and "segments" in inspect.signature(MODELS[name]).parameters
+        counts = shape is not None and "segments" in inspect.signature(NETWORKS[name]).parameters
         overrides: dict[str, Any] = {"segments": shape[0]} if counts and shape else {}
         model = create_model(name, **overrides)
     plan = model.preprocess
+    if isinstance(model, Detector):
+        raise UsageError("NO_CLIPS", f"{name} takes boxes beside clips; measure the recognizer of its trunk")
     if plan is None:
         raise UsageError(
             "NO_CLIPS", f"{name} takes features of frames, not clips; there is nothing to measure"

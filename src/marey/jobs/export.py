@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from marey.errors import MareyError, UsageError, unknown
 from marey.files import replacing
 from marey.jobs.bench import parse_size, timed
-from marey.models import MODELS
+from marey.models import NETWORKS
 from marey.models.csn import CSN
 from marey.models.fold import folded
 from marey.models.mvit import MViT
@@ -141,7 +141,7 @@ def export(
     shape = _shape(model, size)
     free = _free(model, shape, any_frames=any_frames, any_size=any_size)
     card, copy = _card(model), folded(model)
-    if not isinstance(source, nn.Module) and os.fspath(source) in MODELS:
+    if not isinstance(source, nn.Module) and os.fspath(source) in NETWORKS:
         print(f"marey: {source} is exported with fresh weights", file=sys.stderr)
     clips = _clips(shape, free)
     with torch.inference_mode():
@@ -176,7 +176,7 @@ def _network(source: nn.Module | str | os.PathLike[str]) -> Any:
     """In evaluation mode."""
     if isinstance(source, nn.Module):
         model: Any = source.eval()
-    elif os.fspath(source) in MODELS:
+    elif os.fspath(source) in NETWORKS:
         model = create_model(os.fspath(source)).eval()
     else:
         model = open_model(source)

@@ -1,4 +1,4 @@
-"""Networks: a clip becomes logits or features."""
+"""Networks: a clip becomes logits or features; a clip with boxes the logits of each box."""
 
 import inspect
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import nn
 
 from marey.errors import UsageError, unknown
 from marey.models.csn import CSN
+from marey.models.detector import SlowFastDetector, SlowOnlyDetector
 from marey.models.mvit import MViT
 from marey.models.nextvlad import NeXtVLAD
 from marey.models.r2plus1d import R2Plus1D
@@ -57,18 +58,26 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "uniformer_s": partial(UniFormer),
     "uniformer_b": partial(UniFormer, depths=(5, 8, 20, 7), drop_path=0.3),
 }
+# what takes boxes beside the clip, called as the recognizer whose trunk and weights it has
+DETECTORS: dict[str, Callable[..., nn.Module]] = {
+    "slowfast_r50_det": partial(SlowFastDetector, 50),
+    "slowfast_r101_det": partial(SlowFastDetector, 101, lateral_kernel=5),
+    "slowonly_r50_det": partial(SlowOnlyDetector, 50),
+    "slowonly_r101_det": partial(SlowOnlyDetector, 101),
+}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {**MODELS, **DETECTORS}
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names that `create_model` knows, sorted, those that match the shell pattern (`*`, `?`, `[ab]`)."""
-    return sorted(name for name in MODELS if fnmatchcase(name, pattern))
+    return sorted(name for name in NETWORKS if fnmatchcase(name, pattern))
 
 
 def build(name: str, num_classes: int = 400, **overrides: Any) -> nn.Module:
-    """A fresh network of MODELS; raises UsageError, with the nearest names, where something does not fit."""
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    known = dict(inspect.signature(MODELS[name]).parameters)
+    """A fresh network; raises UsageError, with the nearest names, where something does not fit."""
+    if name not in NETWORKS:
+        raise unknown("model", name, NETWORKS)
+    known = dict(inspect.signature(NETWORKS[name]).parameters)
     del known["num_classes"]
     for key, value in overrides.items():
         if key not in known:
@@ -77,4 +86,4 @@ def build(name: str, num_classes: int = 400, **overrides: Any) -> nn.Module:
         kinds = {float: (int, float), tuple: (list, tuple)}.get(type(default), (type(default),))
         if default is not None and type(value) not in kinds:
             raise UsageError("BAD_VALUE", f"{key} of {name} is {value!r}; give something like {default!r}")
-    return MODELS[name](num_classes, **overrides)
+    return NETWORKS[name](num_classes, **overrides)

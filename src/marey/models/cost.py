@@ -13,13 +13,14 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from marey.models.detector import Detector
 from marey.models.shell import ShapesOnly
 
 
 def macs(model: nn.Module, shape: Sequence[int]) -> int:
     """Multiply-adds of one forward pass, in evaluation mode.
 
-    shape  of one clip, without the batch: (3, T, H, W)
+    shape  of one clip, without the batch: (3, T, H, W); detectors also get one box, of the whole clip
 
     Only shapes are computed (on torch's meta device): nothing is run, no memory is taken, and the network,
     wherever it is, stays as it is. Products that its code makes outside of layers are counted as well.
@@ -34,11 +35,20 @@ def macs(model: nn.Module, shape: Sequence[int]) -> int:
         for module in modes:
             module.training = False
         with torch.no_grad(), counter, ShapesOnly():
-            functional_call(model, shells, (clip,))
+            functional_call(model, shells, (clip, *_beside(model, clip)))
     finally:
         for module, mode in modes.items():
             module.training = mode
     return int(counter.get_total_flops()) // 2  # torch counts a multiply-add as two
+
+
+def _beside(model: nn.Module, clip: torch.Tensor) -> list[Any]:
+    """What a detector takes beside a clip: a box, and its window of the bank."""
+    if not isinstance(model, Detector):
+        return []
+    boxes = [torch.tensor([[0.0, 0.0, clip.shape[-1], clip.shape[-2]]], device="cpu")]
+    slots = (1, model.window * model.per_step, model.bank_channels)
+    return [boxes] if model.long_term is None else [boxes, clip.new_empty(slots)]
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """A name, perhaps with weights, becomes a network that carries its preprocessing and class names."""
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping
@@ -9,15 +10,16 @@ import msgspec
 from torch import Tensor, nn
 
 from marey.errors import UsageError, WeightsError, unknown
-from marey.models import MODELS, build
+from marey.models import DETECTORS, MODELS, NETWORKS, build
 from marey.video.preprocess import Preprocess
 from marey.weights.detect import Identity, identify
-from marey.weights.load import fill, held_classes, recognise
+from marey.weights.load import fill, held_classes, of_boxes, recognise, trunk_alone
 from marey.weights.native import Card, read_card
 from marey.weights.onnx import open_onnx
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
 
+from marey.weights.releases import ava
 
 def create_model(
     name: str,
@@ -28,9 +30,10 @@ def create_model(
 ) -> nn.Module:
     """A network of `marey.list_models()`, in training mode, with fresh weights or those of a file or release.
 
-    num_classes  rows of the classifier; None: as many as the weights have, else 400 (nextvlad: 3862).
-                 Weights of another number leave the classifier fresh and load the rest
-    weights      a file in any published layout, a checkpoint, a 2D ImageNet file (.pth), or a release's name
+    num_classes  rows of the classifier; None: as many as the weights have, else 400 (nextvlad: 3862,
+                 detectors: 81). Weights of another number leave the classifier fresh and load the rest
+    weights      a file in any published layout, a checkpoint, a 2D ImageNet file (.pth), or a release's name.
+                 A detector also starts from its recognizer's, with its settings
     overrides    keyword arguments of the network's class, for example segments=16 (see its docstring)
 
     The network has `preprocess` (of the checkpoint or release, else its family's), `class_names` (None where
@@ -44,7 +47,12 @@ def create_model(
     tensors, metadata = read_weights(path)
     origin = read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem)
     if origin is not None and origin.model != name:
-        raise UsageError("WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}")
+        if name != f"{origin.model}_det":
+            raise UsageError(
+                "WEIGHTS_MODEL", f"{os.fspath(weights)!r} belongs to {origin.model}, not to {name}"
+            )
+        given = {**_trunk_settings(name, origin), **overrides}
+        return _assemble(name, num_classes, tensors, None, given, start=origin.preprocess)
     return _assemble(name, num_classes, tensors, origin, overrides)
 
 
@@ -70,8 +78,6 @@ def open_model(source: str | os.PathLike[str]) -> nn.Module:
     if origin is None or getattr(origin, "headless", False):
         origin = identify(path, tensors)
     model: Any = _assemble(origin.model, None, tensors, origin, {})
-    if isinstance(origin, Card):
-        model.metadata = msgspec.to_builtins(origin)
     if isinstance(origin, Identity):
         for note in origin.notes:
             print(f"marey: {path.name}: {note}", file=sys.stderr)
@@ -84,14 +90,30 @@ def starting_preprocess(
 ) -> Preprocess:
     """What a network of that name is fed when it starts from these weights, or from none: the preprocessing
     of the checkpoint or release, else that of the network's family."""
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
+    if name not in NETWORKS:
+        raise unknown("model", name, NETWORKS)
     if weights is not None:
         path = locate(weights)
         tensors, metadata = read_weights(path)
         if origin := read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem):
-            return origin.preprocess
+            if origin.preprocess is None:
+                raise UsageError("NO_CLIPS", f"{os.fspath(weights)!r} takes features of frames, not clips")
+            return origin.preprocess if origin.model == name else ava.started(origin.preprocess)
     return family_preprocess(name, segments)
+
+
+TRAINING = {"num_classes", "dropout", "norm_eval", "frozen_stages"}  # arguments that no trunk depends on
+
+
+def _trunk_settings(name: str, origin: Card | Release) -> dict[str, Any]:
+    """Arguments by which a detector has the trunk of the recognizer that it starts from."""
+    theirs = inspect.signature(MODELS[origin.model]).parameters
+    ours, settings = inspect.signature(DETECTORS[name]).parameters, dict[str, Any]()
+    for key in sorted((theirs.keys() & ours.keys()) - TRAINING):
+        value = origin.overrides.get(key, theirs[key].default)
+        if value != ours[key].default:
+            settings[key] = value
+    return settings
 
 
 def _assemble(
@@ -100,17 +122,26 @@ def _assemble(
     tensors: Mapping[str, Tensor] | None,
     origin: Card | Release | Identity | None,
     overrides: dict[str, Any],
+    *,
+    start: Preprocess | None = None,
 ) -> nn.Module:
-    """The network, its weights if there are any, and what belongs to it."""
+    """The network, its weights if there are any, and what belongs to it.
+
+    start  what the recognizer was fed that a detector starts from; None: the tensors are the network's own
+    """
     found = None if tensors is None else recognise(tensors)
+    if found is not None and name in DETECTORS and (start or of_boxes(found) is False):
+        found = trunk_alone(found)
     if num_classes is None:
         held = held_classes(tensors, found) if tensors and found else None
-        num_classes = held or (3862 if name == "nextvlad" else 400)
+        num_classes = held or {"nextvlad": 3862, **dict.fromkeys(DETECTORS, 81)}.get(name, 400)
     given = {**origin.overrides, **overrides} if origin else overrides
     model: Any = build(name, num_classes, **given)
     model.spec = {"name": name, "num_classes": num_classes, "overrides": given}
     if origin is not None:
         model.preprocess = origin.preprocess
+    elif start is not None:
+        model.preprocess = ava.started(start)
     elif name != "nextvlad":  # it is fed features, not clips
         model.preprocess = family_preprocess(name, getattr(model, "segments", 8))
     if "segments" in overrides:
@@ -126,3 +157,5 @@ def _assemble(
             model.class_names = origin.class_names
     network: nn.Module = model
     return network
+    if isinstance(origin, Card):
+        model.metadata = msgspec.to_builtins(origin)

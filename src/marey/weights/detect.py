@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 from torch import Tensor
 
 from marey.errors import UsageError, WeightsError, unknown
-from marey.models import MODELS
+from marey.models import DETECTORS, MODELS, NETWORKS
 from marey.models.nonlocal_ import ZOO_PLACES
 from marey.models.parts import DEPTHS
 from marey.models.shell import shell
@@ -29,7 +30,8 @@ BLOCK = re.compile(r"^trunk\.stage[1-4]\.\d+\.")
 DEPTH = re.compile(r"_r(\d+)(?=_|$)")
 POOLED = re.compile(r"\blayer2\.net\.")
 # settings that no tensor shows, where a network has them; a release knows them
-UNSEEN = ("segments", "shift_div", "non_local_scale", "alpha")
+UNSEEN = ("segments", "shift_div", "non_local_scale", "alpha", "time_pool")
+OF_BANKS = ("window", "per_step", "pre_activate")  # the same of detectors with long_term
 
 
 class Fit(msgspec.Struct, frozen=True):
@@ -47,7 +49,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What belongs to a weight file.
 
     model, num_classes, overrides   arguments of `create_model`
-    preprocess   what the network is fed
+    preprocess   what the network is fed; None: features of frames, no clips
     class_names  in label order, or None where unknown
     release      the release that it is, or None
     notes        what was assumed, a line each
@@ -56,7 +58,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     num_classes: int
     overrides: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     class_names: tuple[str, ...] | None
     release: str | None
     notes: tuple[str, ...] = ()
@@ -87,14 +89,14 @@ def identify(
             "but it cannot predict",
         )
     notes: list[str] = []
-    if model is None or model in MODELS:
+    if model is None or model in NETWORKS:
         name = release_of(path, notes)
         if name is not None and model not in (None, RELEASES[name].model):
             name = None
     else:
         name = find(model)
         if name not in RELEASES:
-            raise unknown("network or release", model, [*MODELS, *RELEASES])
+            raise unknown("network or release", model, [*NETWORKS, *RELEASES])
         notes.append(f"preprocessing and class names as of {name}, as it was told")
     if name is not None:
         release = RELEASES[name]
@@ -107,15 +109,16 @@ def identify(
             overrides=arguments,
             preprocess=release.preprocess,
             class_names=names,
-            release=name if model is None or model in MODELS else None,
+            release=name if model is None or model in NETWORKS else None,
             notes=tuple(notes),
         )
-    fits = candidates(tensors, [model] if model else MODELS, given)
+    kind = DETECTORS if of_boxes(found) else MODELS
+    fits = candidates(tensors, [model] if model else kind, given)
     if not fits and model:
         _load(tensors, found, Fit(model, given))  # says what does not fit
     if not fits:
         raise WeightsError(
-            "WEIGHTS_LAYOUT", f"the tensors of {str(path)!r} fit none of the {len(MODELS)} networks there are"
+            "WEIGHTS_LAYOUT", f"the tensors of {str(path)!r} fit none of the {len(kind)} networks there are"
         )
     if len(fits) > 1:
         raise UsageError(
@@ -124,8 +127,9 @@ def identify(
             "convert FILE OUT.safetensors --model NAME [KEY=VALUE]`, NAME a network or a release like it",
         )
     fit = fits[0]
-    known = inspect.signature(MODELS[fit.model]).parameters
-    unseen = [key for key in UNSEEN if key in known and key not in fit.overrides]
+    known = inspect.signature(NETWORKS[fit.model]).parameters
+    settings = UNSEEN + (OF_BANKS if "long_term" in fit.overrides else ())
+    unseen = [key for key in settings if key in known and key not in fit.overrides]
     if "non_local" not in fit.overrides:
         unseen = [key for key in unseen if key != "non_local_scale"]
     if unseen:
@@ -133,13 +137,17 @@ def identify(
         notes.append(f"tensors do not show {' and '.join(unseen)}: {values} assumed")
     segments = fit.overrides.get("segments", known["segments"].default if "segments" in known else 8)
     notes.append(
-        f"not a known release: preprocessing as of {fit.model.partition('_')[0]} assumed, no class names"
+    features = fit.model == "nextvlad"
+    family = fit.model.partition("_")[0]
+        "not a known release: no class names"
+        if features
+        else f"not a known release: preprocessing as of {family} assumed, no class names"
     )
     return Identity(
         model=fit.model,
         num_classes=classes,
         overrides=fit.overrides,
-        preprocess=family_preprocess(fit.model, segments),
+        preprocess=clips,
         class_names=None,
         release=None,
         notes=tuple(notes),
@@ -154,6 +162,8 @@ def release_of(path: Path, notes: list[str]) -> str | None:
         if release.sha256 and digest.startswith(release.sha256):
             return name
     if path.stem not in RELEASES:
+        return None
+    if path.is_dir():  # Paddle's, a file for each tensor
         return None
     if RELEASES[path.stem].sha256:
         notes.append(
@@ -173,10 +183,10 @@ def candidates(
         depth = DEPTH.search(name)
         if blocks and depth and DEPTHS[int(depth[1])][1] != counts:
             continue  # saves building it
-        known = inspect.signature(MODELS[name]).parameters
+        known = inspect.signature(NETWORKS[name]).parameters
         for seen in _settings(tensors, found):
             other = {key: value for key, value in seen.items() if not _usual(known.get(key), value)}
-            if "style" in other and "style" in getattr(MODELS[name], "keywords", {}):
+            if "style" in other and "style" in getattr(NETWORKS[name], "keywords", {}):
                 continue  # a name that stands for a style already
             fit = Fit(name, {**other, **(given or {})})
             if fit.overrides.keys() <= known.keys() and fit not in fits and _fits(tensors, found, fit):
@@ -198,12 +208,12 @@ def _settings(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str,
         keyed = any(".non_local.theta." in name for name in found.filled)
         kinds = ("embedded_gaussian", "dot_product") if keyed else ("gaussian",)
         modes = [{"non_local": kind} for kind in kinds]
-    seen |= _slowfast(tensors, found) | _mvit(tensors, found)
+    seen |= _slowfast(tensors, found) | _mvit(tensors, found) | _nextvlad(tensors, found)
+    heads = list(_detector(tensors, found)) or [{}]
     stems = {len(value) for value in tensors.values() if value.ndim > 3 and value.shape[1] == 3}
     widths = [{}, *({"width": channels} for channels in sorted(stems - {64}))]
-    for mode in modes:
-        for width in widths:
-            yield {**seen, **mode, **width}
+    for mode, width, head in product(modes, widths, heads):
+        yield {**seen, **mode, **width, **head}
 
 
 def _usual(known: inspect.Parameter | None, value: Any) -> bool:
@@ -237,6 +247,23 @@ def _mvit(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
         if held := found.filled.get(f"trunk.patches.{name}"):
             rows[name] = tensors[held].numel() // max(tensors[held].shape[-1], 1) if tensors[held].ndim else 0
     if len(rows) == 2:
+def _detector(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str, Any]]:
+    """What a detector's file shows of its long-term operator and its context, in each way there is."""
+    if not of_boxes(found):
+        return
+    held = found.filled.get("long_term.short.weight")
+    if held is None:
+        yield from ({}, {"context": True}, {"long_term": "avg"}, {"long_term": "max"})
+        return
+    layers = {name.split(".")[2] for name in found.filled if name.startswith("long_term.layers.")}
+    latent, channels = tensors[held].shape[:2] if tensors[held].ndim > 1 else (0, 0)
+    seen = {"long_term": "nl", "latent": latent, "long_term_layers": len(layers)}
+    long = found.filled.get("long_term.long.weight")
+    if long is not None and tensors[long].ndim > 1 and tensors[long].shape[1] != channels:
+        seen["bank_channels"] = tensors[long].shape[1]
+    yield from (seen, {**seen, "context": True})
+
+
         return {"frames": 2 * rows["pos_time"], "crop": 4 * round(rows["pos_space"] ** 0.5)}
     for axis in "th":
         if held := found.filled.get(f"trunk.blocks.0.attn.relative.{axis}"):
@@ -251,11 +278,36 @@ def _fits(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> bool:
         return False
     return True
 
+def _nextvlad(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
+    """The sizes of a NeXtVLAD; {} where its matrices are missing or none."""
+    names = ("rgb.expansion", "rgb.attention", "audio.expansion", "audio.attention", "squeeze")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in (*(f"{name}.weight" for name in names), "rgb.centres", "audio.centres"):
+        if held := found.filled.get(name):
+            shape = tuple(tensors[held].shape)
+            shapes[name] = shape[::-1] if found.marks.get(name) == "transpose" else shape
+    if "rgb.expansion.weight" not in shapes or any(len(s) != 2 or 0 in s for s in shapes.values()):
+        return {}
+    wide, rgb = shapes["rgb.expansion.weight"]
+    reduced, hidden = shapes.get("squeeze.weight", (1, 1))
+    seen: dict[str, Any] = {"rgb": rgb, "audio": 0, "expansion": wide // rgb}
+    seen |= {"hidden_size": hidden, "gating_reduction": hidden // reduced}
+    seen["whitened"] = rgb == 1024 and (found.layout is not None or "rgb.scale" in found.filled)
+    for name, sizes in (("cluster_size", "centres"), ("groups", "attention.weight")):
+        seen[name] = shapes.get(f"rgb.{sizes}", (1, 1))[0]
+        if shapes.get(f"audio.{sizes}", (seen[name], 1))[0] != seen[name]:
+            seen[f"audio_{name}"] = shapes[f"audio.{sizes}"][0]
+    if "audio.expansion.weight" in shapes:
+        seen["audio"] = shapes["audio.expansion.weight"][1]
+    return seen
+
+
 
 def _load(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> None:
     """Raises what loading the file into that network would raise."""
     network = shell(fit.model, _classes(tensors, found) or 400, **fit.overrides)
-    fill(network, tensors, found)  # checks everything and copies nothing
+    if fill(network, tensors, found).head != "loaded":  # checks everything and copies nothing
+        raise WeightsError("WEIGHTS_MISMATCH", f"the file's classifier is not that of {fit.model}")
 
 
 def _classes(tensors: Mapping[str, Tensor], found: Match) -> int | None:

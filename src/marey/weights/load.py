@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from marey.errors import WeightsError
+from marey.models import MODELS
+from marey.models.detector import Detector
 from marey.weights import alphaction, openmmlab, paddle, pyslowfast, reskd, swin, torchvision, uniformer, vmz
 from marey.weights.names import Layout, Match
+from marey.weights.native import card_model
 from marey.weights.published import locate
 from marey.weights.reading import read_weights, unwrap
 
@@ -63,15 +66,20 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str,
     The layout is found from the names. Every tensor of the file must have its place and every one of the
     network its tensor, in the same shape; only the classifier may be absent, or of another class count, and
     then stays as it is (`report.head == "fresh"`). A 2D ImageNet file also leaves non-local blocks as they
-    are; into 3D networks it is inflated. On any error the network is unchanged.
+    are; into 3D networks it is inflated. Of a recognizer's file a detector takes the trunk: its classifier
+    and its long-term operator stay as they are. On any error the network is unchanged.
 
     Raises WeightsError: WEIGHTS_LAYOUT, WEIGHTS_MISMATCH, WEIGHTS_NOT_FINITE, and those of `read_weights`.
     """
     if isinstance(source, Mapping):
         tensors = unwrap(source, "the state_dict")
+        metadata: dict[str, str] = {}
     else:
-        tensors, _ = read_weights(locate(source))
-    return fill(model, tensors, recognise(tensors))
+        tensors, metadata = read_weights(locate(source))
+    found = recognise(tensors)
+    if isinstance(model, Detector) and card_model(metadata) in MODELS:
+        found = trunk_alone(found)
+    return fill(model, tensors, found)
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Match:
@@ -122,9 +130,32 @@ def held_classes(tensors: Mapping[str, Tensor], found: Match) -> int | None:
     return tensors[held].shape[-1 if found.marks.get(HEAD[0]) == "transpose" else 0]
 
 
+def of_boxes(found: Match) -> bool | None:
+    """Whether a file's classifier takes boxes, as a detector's does; None: our own names do not tell."""
+    return None if found.layout is None else found.marks.get(HEAD[0]) == "boxes"
+
+
+def trunk_alone(found: Match) -> Match:
+    """A recognizer's tensors as a detector takes them: without the classifier."""
+    out = {
+        found.filled[name]: "it classifies whole clips, the network boxes"
+        for name in HEAD
+        if name in found.filled
+    }
+    filled = {ours: theirs for ours, theirs in found.filled.items() if theirs not in out}
+    return found._replace(filled=filled, left_out={**found.left_out, **out})
+
+
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadReport:
     """Copy the recognised tensors into the network, as `load_weights` says."""
     own, layout = model.state_dict(), found.layout
+    if isinstance(model, Detector) and of_boxes(found) is False:
+        found = trunk_alone(found)
+    elif not isinstance(model, Detector) and of_boxes(found):
+        raise WeightsError(
+            "WEIGHTS_MISMATCH",
+            "the file classifies boxes, the network whole clips; create a detector, as slowonly_r50_det",
+        )
     if own.keys().isdisjoint(found.filled):
         names = ", ".join(map(repr, list(tensors)[:3]))
         known = [*dict.fromkeys(layout.source for layout in LAYOUTS), "marey"]
@@ -178,7 +209,7 @@ def _fit(
             values[ours] = target
     may_lack = found.layout.may_lack if found.layout else ()
     if values.keys().isdisjoint(HEAD):
-        may_lack += HEAD
+        may_lack += (*HEAD, "long_term.")
     missing = []
     for name in own.keys() - values.keys():
         needed = not name.endswith(".num_batches_tracked")

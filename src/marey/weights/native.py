@@ -25,7 +25,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
 
     format, marey     version of this layout, and of the toolkit that wrote it
     model, num_classes, overrides   arguments of `create_model`
-    preprocess        what the network is fed
+    preprocess        what the network is fed; None: it takes features of frames, as wide as its arguments say
     class_names       in label order, or None
     recipe, metrics   the resolved recipe of the run, and what was measured when it was saved
     sha256            of the tensors, see `digest`
@@ -37,7 +37,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     num_classes: int
     overrides: dict[str, Any]
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     class_names: tuple[str, ...] | None
     recipe: dict[str, Any]
     metrics: dict[str, float | None]
@@ -49,7 +49,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     model: nn.Module,
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     class_names: Sequence[str] | None,
     recipe: Mapping[str, Any],
     metrics: Mapping[str, float | None],
@@ -57,6 +57,7 @@ def save_checkpoint(
 ) -> None:
     """Write a network made by `create_model` and everything that belongs to it to one .safetensors file.
 
+    preprocess  None for a network that takes features
     features  of a network that takes features: what `FeatureCard.identity` gives, None for YouTube-8M's own
     The file is whole or not there: it is written aside, synced and renamed. Raises UsageError where the model
     or the class names are not of its kind, EnvironmentFault where the disk fails.
@@ -113,6 +114,16 @@ def read_card(
             f"{card.format}, written by marey {card.marey}): it is damaged, or a newer marey is needed",
         )
     return card
+
+
+def card_model(metadata: Mapping[str, str]) -> str | None:
+    """The network that a checkpoint's card names, unchecked; None where a file has none."""
+    try:
+        card = msgspec.json.decode(metadata.get(KEY, "{}"))
+    except msgspec.MsgspecError:
+        return None
+    name = card.get("model") if isinstance(card, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:

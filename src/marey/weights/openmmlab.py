@@ -1,13 +1,14 @@
-"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM, SlowOnly, with or without non-local blocks, CSN, SlowFast.
+"""Names of MMAction2 files, 0.x and 1.x: TSN, TSM, SlowOnly, non-local blocks, CSN, SlowFast, detectors.
 
 Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
 weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
 around the block that a non-local block follows in TSM. The first two change what a network computes but not
 which tensors it holds, so they are compared with the model. A backbone saved alone, as those that start CSN
-from other data sets, may come without `backbone.`.
+from other data sets, may come without `backbone.`. Detectors classify boxes in `roi_head`; its operators on
+feature banks are convolutions of 1 x 1 x 1 there and linear layers here.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from marey.errors import WeightsError
 from marey.models.tsm import TimeShift
@@ -17,6 +18,7 @@ from marey.weights.names import Layout, Match, table
 def check(found: Match, model: nn.Module) -> None:
     """Raises WEIGHTS_MISMATCH where file and model shift, pool or attend in different places."""
     shifted, attending, in_file, pooled = set(), set(), set(), set()
+    moved = {name for name, mark in found.marks.items() if mark == "shifted"}
     for name, module in model.named_modules():
         if isinstance(module, TimeShift):
             shifted.add(name.replace(".shift", ".conv.weight"))
@@ -29,7 +31,7 @@ def check(found: Match, model: nn.Module) -> None:
             pooled.add("stage2")
     halved = {"stage2"} if getattr(model, "temporal_pool", False) else set()
     for what, theirs, ours, advice in (
-        ("shifted in time", set(found.marks), shifted, "tsm_* take TSM files, tsn_* TSN files, both 2D ones"),
+        ("shifted in time", moved, shifted, "tsm_* take TSM files, tsn_* TSN files, both 2D ones"),
         ("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit"),
         ("a non-local block", in_file, attending, "create the model with non_local=... to suit"),
     ):
@@ -61,11 +63,34 @@ TABLE = """
     backbone.{w}_path.layer{s}.{b}.conv{i}.{u}.{p}            trunk.stage{s}.{w}.{b}.conv{i}.{u}.{p}
     backbone.{w}_path.layer{s}.{b}.downsample.{u}.{p}         trunk.stage{s}.{w}.{b}.shortcut.{u}.{p}
     cls_head.fc_cls.{p}                                       head.{p}
+    roi_head.bbox_head.fc_cls.{p}  head.{p}  boxes
+    roi_head.shared_head.fbo.st_feat_conv.{p}  long_term.short.{p}  flat
+    roi_head.shared_head.fbo.lt_feat_conv.{p}  long_term.long.{p}  flat
+    roi_head.shared_head.fbo.non_local_layer_{i}.st_feat_conv.conv.{p}  long_term.layers.{i}.theta.{p}  flat
+    roi_head.shared_head.fbo.non_local_layer_{i}.lt_feat_conv.conv.{p}  long_term.layers.{i}.phi.{p}  flat
+    roi_head.shared_head.fbo.non_local_layer_{i}.global_conv.conv.{p}  long_term.layers.{i}.value.{p}  flat
+    roi_head.shared_head.fbo.non_local_layer_{i}.out_conv.conv.{p}  long_term.layers.{i}.out.{p}  flat
+    roi_head.shared_head.fbo.non_local_layer_{i}.ln.{p}  long_term.layers.{i}.norm.{p}  flat
     data_preprocessor.{p}                                     -     normalisation, part of Preprocess
 """
+
+
+def flatten(mark: str, value: Tensor, target: Tensor, _model: nn.Module) -> Tensor:
+    """What a convolution or a norm over single positions holds, as the linear layer or norm that it is."""
+    return value.reshape(target.shape) if mark == "flat" and value.numel() == target.numel() else value
+
+
 LAYOUT = Layout(
     "mmaction2",
-    frozenset({"backbone.conv1.conv.weight", "conv1.conv.weight", "backbone.slow_path.conv1.conv.weight"}),
+    frozenset(
+        {
+            "backbone.conv1.conv.weight",
+            "conv1.conv.weight",
+            "backbone.slow_path.conv1.conv.weight",
+            "roi_head.bbox_head.fc_cls.weight",
+        }
+    ),
     table(TABLE),
     check=check,
+    adapt=flatten,
 )

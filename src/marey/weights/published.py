@@ -16,10 +16,11 @@ from marey.video.preprocess import Preprocess
 from marey.weights.download import download
 from marey.weights.release import STAMP, TORCHVISION, clip
 from marey.weights.release import Release as Release  # part of this module's interface
-from marey.weights.releases import csn, mvit, r2plus1d, slowfast, slowonly, swin, tsm, tsn, uniformer
+from marey.weights.releases import ava, csn, mvit, r2plus1d, slowfast, slowonly, swin, tsm, tsn, uniformer
 
 RELEASES: dict[str, Release] = (
-    csn.RELEASES
+    ava.RELEASES
+    | csn.RELEASES
     | mvit.RELEASES
     | r2plus1d.RELEASES
     | slowfast.RELEASES
@@ -43,6 +44,8 @@ def family_preprocess(name: str, segments: int = 8) -> Preprocess:
     3D networks without releases here see 32 frames, every second, as most that are published.
     """
     family = name.partition("_")[0]
+    if name.endswith("_det"):
+        return ava.clips(32, 2) if family == "slowfast" else ava.clips(4, 16)
     if family == "tsn":
         return tsn.clips(segments)
     if family == "tsm":

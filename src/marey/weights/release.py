@@ -38,6 +38,8 @@ CLASSES = {  # rows of the classifiers in published files
     "HVU object": 1678,
     "HVU scene": 248,
     "Sports-1M": 487,
+    "AVA v2.1": 81,  # the first of which is unused
+    "AVA v2.2": 81,
     "IG-65M": 359,
 }
 
@@ -106,6 +108,8 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def protocol(self) -> str:
         """Frames and crops of the accuracies, for people."""
+        if self.model.endswith("_det"):
+            return f"{self.preprocess.frames} frames around every second, whole, in given boxes"
         return protocol_text(self.preprocess, self.preprocess.test)
 
 
@@ -122,8 +126,9 @@ def _named(name: str, row: Release) -> Release:
         return msgspec.structs.replace(row, name=name)
     short = STAMP.sub("", name)
     generation = "v1.0/" if row.preprocess.rule == "1.x" else ""
-    family = row.model.partition("_")[0].removesuffix("3d")
-    parts = (f"{OPENMMLAB}{generation}recognition/{family}", row.folder.replace("*", short), f"{name}.pth")
+    kind = f"recognition/{row.model.partition('_')[0].removesuffix('3d')}"
+    kind = "detection" if row.model.endswith("_det") else kind
+    parts = (f"{OPENMMLAB}{generation}{kind}", row.folder.replace("*", short), f"{name}.pth")
     return msgspec.structs.replace(
         row,
         name=name,
