@@ -12,17 +12,18 @@ from typing import Annotated
 
 import typer
 
-from marey.cli import data, run, weights
+from marey.cli import data, run, scores, weights
 from marey.errors import MareyError
 
 app = typer.Typer(name="marey", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
     *(run.demo, run.predict, run.features, run.train, run.test, run.recipes, run.recipe),
     *(weights.zoo, weights.convert, weights.export, weights.bench),
-    run.doctor,
+    *(scores.vote, run.doctor),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data")
+app.add_typer(scores.app, name="pseudo-label")
 
 
 @app.callback()

@@ -93,7 +93,8 @@ class Ensemble(_Kind, frozen=True, kw_only=True, tag="ensemble"):
     steps      the first is a Mix
     classes    how many there are; None: any
     select     policy that picks pseudo-labels, if it is part of the recipe
-    labels_used  labels of the target that its numbers were chosen on: "" if none
+    labels_used  labels of the target that the numbers of its steps were chosen on: "" if none
+    selected_on  the same of `select`
     quirks     what is odd about it, one line each
     corrected  the preset without them
     """
@@ -104,6 +105,7 @@ class Ensemble(_Kind, frozen=True, kw_only=True, tag="ensemble"):
     classes: int | None = None
     select: Policy | None = None
     labels_used: str = ""
+    selected_on: str = ""
     quirks: tuple[str, ...] = ()
     corrected: str | None = None
 
