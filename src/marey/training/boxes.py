@@ -109,10 +109,10 @@ def box_loss(
 def box_terms(
     logits: Tensor, labels: Tensor, *, top: tuple[int, ...] = (3, 5), single: bool = False
 ) -> dict[str, Tensor]:
-    """Recall and precision of the boxes that have an action, mean over boxes: names -> tensors of one number.
+    """Recall and precision of the boxes that have an action, mean over boxes (NaN if none has), by name.
 
-    Of the classes above a probability of 0.5, or with `single` of the best one (`recall`, `precision`), and of
-    the best k (`recall_top3`, ...).
+    Of the classes above a probability of 0.5, or with `single` of the best one (`recall`, `precision`), and
+    of the best k (`recall_top3`, ...).
     """
     logits, labels = _acting(logits.detach(), labels)
     guesses = {"": _best(logits, 1) if single else logits.sigmoid() > 0.5}
