@@ -7,7 +7,7 @@ install tensorflow-cpu). Everybody gives id, labels and both streams as uint8 [n
 same generated file (1 to 300 frames, about 212 on average as in YouTube-8M, cached by the system) to a
 function that adds up their last rows; the sums must agree. `tfrecord` never checks the payloads' checksums;
 Marey does in `read`, and leaves it out in `unchecked`. `batches` also stacks them in padded batches of 16 by
-random access.
+random access; `packed` does the same from what `marey data pack` makes of the file, checksums verified, too.
 """
 
 import argparse
@@ -28,10 +28,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import numpy as np
 
+from marey.data.packed import SUFFIX
 from marey.data.shards import open_shards
 from marey.data.tfrecord import RecordWriter, read_records
 from marey.data.workers import Pool
 from marey.data.youtube8m import Layout, Video, batches, read_video, read_videos, record
+from marey.jobs.pack import Task, pack_shard
 
 LAYOUT = Layout()
 
@@ -51,6 +53,11 @@ def unchecked(path: Path) -> int:
         video = read_video(data, LAYOUT, f"{path}#{number}")
         total += used(video.labels, np.ascontiguousarray(video.rgb), np.ascontiguousarray(video.audio))
     return total
+
+
+def packed(path: Path) -> int:
+    """The same from the packed file."""
+    return batched(path.with_name(path.stem + SUFFIX))
 
 
 def batched(path: Path) -> int:
@@ -152,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=400)
     options = parser.parse_args()
-    ways = {"read": ours, "unchecked": unchecked, "batches": batched}
+    ways = {"read": ours, "unchecked": unchecked, "batches": batched, "packed": packed}
     for name, module, way in (("tfrecord", "tfrecord", tfrecord_package), ("tf.data", "tensorflow", tf_data)):
         if importlib.util.find_spec(module):
             ways[name] = way
@@ -161,6 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frames.tfrecord"
         generated(path, options.records)
+        pack_shard(Task(str(path), str(path.with_name(path.stem + SUFFIX)), skip_damaged=False))
         contestants = {name: Contestant(way, path) for name, way in ways.items()}
         totals = {name: one.total for name, one in contestants.items()}
         assert len(set(totals.values())) == 1, totals
@@ -173,10 +181,13 @@ def main() -> None:
         speed = [options.records / times[name] for times in rounds]
         line = f"{name:10} {median(speed):7.0f} records per CPU s ({min(speed):.0f} to {max(speed):.0f})"
         ratios = [times[name] / times["read"] for times in rounds]
-        print(
-            line
-            + (f"   read is {median(ratios):.1f} times as fast" if name not in ("read", "batches") else "")
-        )
+        faster = [times["batches"] / times["packed"] for times in rounds]
+        if name == "packed":
+            span = f"{min(faster):.1f} to {max(faster):.1f}"
+            print(f"{line}   it is {median(faster):.1f} times as fast as batches ({span})")
+        else:
+            beside = name not in ("read", "batches")
+            print(line + (f"   read is {median(ratios):.1f} times as fast" if beside else ""))
 
 
 if __name__ == "__main__":

@@ -87,12 +87,38 @@ def features(
     checkpoint: Annotated[
         Path | None, typer.Option(help="What `marey train` wrote, or a release's file.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A release by name; or a network's, for a --checkpoint of pictures.")
+    ] = None,
     per: Annotated[
-        str, typer.Option(help="A row per clip, second or video, or per window: 2s, 0.5s, 1min.")
-    ] = "clip",
+        str | None,
+        typer.Option(
+            help="A row per clip (default), second (of youtube8m), video, or window: 2s, 0.5s, 1min."
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float32",
-    layout: Annotated[str, typer.Option("--format", help="safetensors, npz or parquet.")] = "safetensors",
+    layout: Annotated[
+        str,
+        typer.Option("--format", help="safetensors, npz, parquet, or youtube8m: records to train tags on."),
+    ] = "safetensors",
+    pca: Annotated[
+        int | None, typer.Option(help="youtube8m: principal axes to keep; default: the features as they are.")
+    ] = None,
+    projection: Annotated[
+        Path | None,
+        typer.Option(help="youtube8m: projection.safetensors of former records, in place of a new one."),
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="youtube8m: own audio features, a folder, .npz or .parquet, by video.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="youtube8m: file with the class names in label order, or Kinetics-400, ..."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="youtube8m: of the rows that axes are fitted to.")] = 0,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of a clip, for TSN; 1: a picture per row.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="A module's name; default: the pooled features.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the folder; skip what is finished.")
@@ -110,27 +136,52 @@ def features(
     """Pooled features of videos as files with an index; a killed run continues with --resume."""
     from marey.jobs.extract import extract_features
     from marey.jobs.manifest import shard as part
+    from marey.jobs.records import extract_records
 
-    if (checkpoint is None) == (model is None):
-        raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
-    rows: Any = per if per in ("clip", "video") else 1.0 if per == "second" else seconds(per)
-    found = extract_features(
-        checkpoint or str(model),
-        sources,
-        out,
-        per=rows,
-        layer=layer,
-        dtype=dtype,  # type: ignore[arg-type]  # checked there
-        format=layout,  # type: ignore[arg-type]
-        resume=resume,
-        shard=None if shard is None else part(shard),
-        template=template,
-        device=device,
-        workers=workers,
-    )
-    rows(found._asdict() | {"folder": str(found.folder)}, as_json)
-    if found.failed:
+    options: dict[str, Any] = {
+        "layer": layer,
+        "dtype": dtype,
+        "resume": resume,
+        "shard": None if shard is None else part(shard),
+        "template": template,
+        "device": device,
+        "workers": workers,
+        "frames": frames,
+    }
+    per = per or ("second" if layout == "youtube8m" else "clip")
+    options["per"] = per if per in ("clip", "video") else 1.0 if per == "second" else seconds(per)
+    only: dict[str, Any] = {"pca": pca, "projection": projection, "audio": audio, "classes": classes}
+    if layout == "youtube8m":
+        made = extract_records(_backbone(checkpoint, model), sources, out, **options, **only, seed=seed)
+        shown = made._asdict() | {"folder": None if made.folder is None else str(made.folder)}
+        shown["extracted"] = made.extracted._asdict() | {"folder": str(made.extracted.folder)}
+        if made.folder is None:
+            print("marey: the records are written by the same command without --shard, last", file=sys.stderr)
+        rows(shown if as_json else shown | {"extracted": f"{made.extracted.done} videos"}, as_json)
+        failed = made.extracted.failed or made.failed
+    else:
+        given = [name for name, value in only.items() if value is not None]
+        if given:
+            raise UsageError("USAGE", f"--{given[0]} belongs to --format youtube8m")
+        found = extract_features(_backbone(checkpoint, model), sources, out, format=layout, **options)  # type: ignore[arg-type]
+        rows(found._asdict() | {"folder": str(found.folder)}, as_json)
+        failed = found.failed
+    if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _backbone(checkpoint: Path | None, model: str | None) -> Any:
+    """What features are taken of; both: weights, perhaps of pictures, in a network called by its name."""
+    from marey.models import MODELS
+    from marey.weights.create import create_model
+
+    if checkpoint is not None and model in MODELS:
+        return create_model(str(model), weights=checkpoint).eval()
+    if (checkpoint is None) == (model is None):
+        raise UsageError(
+            "NO_MODEL", "give either --checkpoint FILE or --model RELEASE, or a network's name and its file"
+        )
+    return checkpoint or str(model)
 
 
 def train(

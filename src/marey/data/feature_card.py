@@ -28,14 +28,15 @@ class FeatureCard(msgspec.Struct, frozen=True, kw_only=True):
     rgb, audio   bytes of a frame; audio 0: there is none
     num_classes  labels are 0 .. num_classes - 1; 0: nothing is labelled
     class_names  in label order, or None
-    videos, labelled, failed   videos in the records, those of them with a label, and those that could not be
-                 read and are missing
+    videos, labelled, failed, without_audio   videos in the records, those of them with a label, those that
+                 could not be read and are missing, and those without a frame of audio where others have some
     rows, longest  frames of all videos and of the longest
     seconds      from a frame to the next; None: a row per clip or video
     made_by      for "rgb", and "audio" where there is one, all that decides what a byte means: network,
                  SHA-256 of its weights, layer, preprocessing, projection, range of the bytes
     cut_off      for each stream the share of the values that were beyond the range of the bytes
     shards       the files, in order
+    inputs       digest of what they were written from: the same are not written again
     """
 
     format: int = FORMAT
@@ -46,12 +47,14 @@ class FeatureCard(msgspec.Struct, frozen=True, kw_only=True):
     videos: int = 0
     labelled: int = 0
     failed: int = 0
+    without_audio: int = 0
     rows: int = 0
     longest: int = 0
     seconds: float | None = None
     made_by: dict[str, Any]
     cut_off: dict[str, float] = {}
     shards: tuple[str, ...] = ()
+    inputs: str = ""
 
     @property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from marey.jobs.progress import Progress
 from marey.jobs.setup import cores
 from marey.models.fold import folded
 from marey.models.parts import ResNet
+from marey.models.tsn import TSN
 from marey.video.preprocess import Preprocess, Protocol, Views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import Source, expand
@@ -37,6 +38,9 @@ SECONDS = 600.0  # for one piece; a worker that takes longer is ended
 Dtype = Literal["float16", "float32"]
 Per = float | Literal["clip", "video"]
 Span = tuple[float, float, int]  # start and end in seconds from the first frame, frames
+
+
+Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Source]
 
 
 class Extracted(NamedTuple):
@@ -56,7 +60,7 @@ class Extracted(NamedTuple):
 
 def extract_features(
     model: nn.Module | str | os.PathLike[str],
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    sources: Sources,
     out: str | os.PathLike[str],
     *,
     per: Per = "clip",
@@ -69,6 +73,7 @@ def extract_features(
     device: str | None = None,
     workers: int = -1,
     views_per_forward: int = 10,
+    frames: int | None = None,
     quiet: bool = False,
 ) -> Extracted:
     """Pooled features of each video: a file per video in the folder `out`, and `index.jsonl` over them all.
@@ -84,15 +89,17 @@ def extract_features(
     resume   continue the folder: videos that are finished and unchanged are skipped, failed ones tried again
     shard    only this part of the videos; several processes may fill one folder, so it implies `resume`
     workers  decoding processes; -1: one per core, at most eight; 0: this one decodes
+    frames   frames of a clip, for networks that look at each frame alone (TSN); 1: a frame per row
     quiet    no progress and no failures on stderr
 
     A video that cannot be read gets a line with its error code in the index. The rows of a video depend on no
-    other video, and not on workers, shards or interruptions. Raises UsageError PER, LAYER, UNKNOWN_NAME,
-    FOLDER_USED and RESUME_MISMATCH (other weights or settings made the folder), and Interrupted after SIGINT,
-    SIGTERM or SIGUSR1, when all that is finished is saved and in the index.
+    other video, and not on workers, shards or interruptions. Raises UsageError PER, LAYER, FRAMES,
+    UNKNOWN_NAME, FOLDER_USED and RESUME_MISMATCH (other weights or settings made the folder), and Interrupted
+    after SIGINT, SIGTERM or SIGUSR1, when all that is finished is saved and in the index.
     """
     _check(per, dtype, format)
     network: Any = model if isinstance(model, nn.Module) else open_model(model)
+    clips = network.preprocess if frames is None else of_frames(network, frames)
     embedding = Embedding(network, layer, device, views_per_forward)
     about = {
         "model": (network.spec or {}).get("name", type(network).__name__),
@@ -106,13 +113,13 @@ def extract_features(
         "format": format,
         "template": template,
         "options": (network.spec or {}).get("overrides", {}),
-        "preprocess": msgspec.to_builtins(network.preprocess),
+        "preprocess": msgspec.to_builtins(clips),
     }
     manifest = Manifest(out, "features", settings, resume=resume or shard is not None)
-    found = _sources(sources, template)
+    found = sources_by_path(sources, template)
     items = [Item(path, stamp(path)) for path in found if shard is None or shard.holds(path)]
     waiting = manifest.waiting(items)
-    tasks = (Task(item.key, found[item.key].template, network.preprocess, per) for item in waiting)
+    tasks = (Task(item.key, found[item.key].template, clips, per) for item in waiting)
     ended, failed, progress = 0, 0, Progress("features", quiet=quiet)
     with Pool(cores() if workers < 0 else workers, SECONDS) as pool, stop_signals() as stop:
         opened = pool.run(open_video, tasks, prefetch=pool.workers + 1)
@@ -161,14 +168,26 @@ def _check(per: Per, dtype: str, format: str) -> None:
             raise unknown(name, value, known)
 
 
-def _sources(
-    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], template: str | None
-) -> dict[str, Source]:
+def of_frames(network: nn.Module, frames: int) -> Preprocess:
+    """The network's preprocessing with clips of so many frames. Raises UsageError FRAMES."""
+    clips: Preprocess = network.preprocess  # type: ignore[assignment]
+    if not isinstance(network, TSN) or frames < 1:
+        name = type(network).__name__
+        raise UsageError(
+            "FRAMES", f"clips of {frames} frames of a {name}; only TSN takes any number of frames, 1 or more"
+        )
+    val, test = (msgspec.structs.replace(protocol, frames=None) for protocol in (clips.val, clips.test))
+    return msgspec.structs.replace(clips, frames=frames, val=val, test=test)
+
+
+def sources_by_path(sources: Sources, template: str | None = None) -> dict[str, Source]:
     """What is named, by full path, each once."""
     names = [sources] if isinstance(sources, str | os.PathLike) else sources
     found: dict[str, Source] = {}
-    for source in expand([os.fspath(name) for name in names], template):
-        found.setdefault(os.path.abspath(source.path), source)  # noqa: PTH100 - a link stays a link
+    for name in names or [""]:  # none: `expand` says so
+        given = [name] if isinstance(name, Source) else expand([name] if names else [], template)
+        for source in given:
+            found.setdefault(os.path.abspath(source.path), source)  # noqa: PTH100 - a link stays a link
     return found
 
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -92,10 +92,26 @@ class Manifest:
         self.folder = Path(folder)
         self._head = {"job": job, "settings": digest(json.dumps(settings, sort_keys=True).encode())}
         self._journal = self.folder / "done" / f"{uuid.uuid4().hex}.jsonl"
-        self._card = {"job": job, "settings": settings, "versions": environment()}
+        self._card: dict[str, Any] = {"job": job, "settings": settings, "versions": environment()}
         if self.card.exists():
             _check(self.card, job, settings, resume)
         self.entries = self._read()
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str], job: str) -> Self:
+        """A job's folder as it is, to read it. Raises UsageError RESUME_MISMATCH for another's."""
+        card = Path(folder) / "job.json"
+        try:
+            settings = json.loads(card.read_bytes())["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError("RESUME_MISMATCH", f"{card} is not a job's; give another folder") from None
+        return cls(folder, job, settings, resume=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the outputs are made with."""
+        found: dict[str, Any] = self._card["settings"]
+        return found
 
     @property
     def card(self) -> Path:

@@ -1,0 +1,87 @@
+"""Videos with what is known of them: sources as users name them, with the labels that lists give."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from marey.data.labels import check_names
+from marey.data.lists import check_labels, read_list
+from marey.errors import DataError
+from marey.jobs.extract import Sources, sources_by_path
+from marey.video.source import LIST_NAME, Source
+
+
+class Labelled(NamedTuple):
+    """Videos by full path, and what is known of each.
+
+    ids      names that tell them apart: as written, or full paths where two are written alike
+    labels   of the videos that a list labels, ascending
+    classes  names in label order, or None
+    num_classes  number of names, else largest label + 1; 0: nothing is labelled
+    """
+
+    sources: dict[str, Source]
+    ids: dict[str, str]
+    labels: dict[str, tuple[int, ...]]
+    classes: tuple[str, ...] | None
+    num_classes: int
+
+
+def labelled_sources(
+    sources: Sources,
+    *,
+    template: str | None = None,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+) -> Labelled:
+    """What is named; of lists (.csv, .tsv, .txt, .json, .jsonl) in any layout of `read_list` also the labels.
+
+    classes  class names in label order, or their file, for all lists
+
+    A video that is named in several rows has the labels of all of them. Raises what `expand` and `read_list`
+    raise, DataError LABEL_NAMES where lists disagree about the names, LIST_FORMAT for parts of videos.
+    """
+    named = [sources] if isinstance(sources, str | os.PathLike | Source) else list(sources)
+    found: dict[str, Source] = {}
+    labels: dict[str, set[int]] = {}
+    names: tuple[str, ...] | None = None
+    for one in named or [""]:
+        if isinstance(one, Source) or not _is_list(os.fspath(one)):
+            for path, source in sources_by_path([one] if named else [], template).items():
+                found.setdefault(path, source)
+            continue
+        clips = read_list(one, classes=classes, template=template)
+        check_labels(clips, len(clips.classes) if clips.classes else None)
+        if clips.classes is not None and names not in (None, clips.classes):
+            raise DataError(
+                "LABEL_NAMES", f"{os.fspath(one)}: other classes than in the lists before it; give --classes"
+            )
+        names = clips.classes or names
+        for index, entry in enumerate(clips):
+            if entry.seconds is not None or entry.start or (entry.total is not None and not entry.template):
+                raise DataError(
+                    "LIST_FORMAT", f"{clips.where(index)}: a part of a video; features are of whole videos"
+                )
+            path = os.path.abspath(entry.path)  # noqa: PTH100 - a link stays a link
+            found.setdefault(path, Source(entry.path, clips.written(index), entry.template))
+            labels.setdefault(path, set()).update(entry.labels)
+    written = [source.name for source in found.values()]
+    twice = (
+        {name for name in written if written.count(name) > 1} if len(set(written)) < len(written) else set()
+    )
+    ids = {path: path if source.name in twice else source.name for path, source in found.items()}
+    largest = max((max(values) for values in labels.values() if values), default=-1)
+    return Labelled(
+        found,
+        {
+            path: name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            for path, name in ids.items()
+        },
+        {path: tuple(sorted(values)) for path, values in labels.items() if values},
+        check_names(names) if names else None,
+        len(names) if names else largest + 1,
+    )
+
+
+def _is_list(name: str) -> bool:
+    return bool(LIST_NAME.search(name) or name.endswith(".json")) and Path(name).is_file()
