@@ -14,11 +14,12 @@ def classification_loss(
     smoothing      hard labels become (1 - s) * one-hot + s / C
     class_weights  float [C]: each clip's loss times the weight of its class, mean over the batch's weights
     """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     if targets.is_floating_point():
-        per_clip = -(targets * F.log_softmax(logits.float(), dim=1)).sum(1)
+        per_clip = -(targets * F.log_softmax(logits, dim=1)).sum(1)
         weights = targets @ class_weights if class_weights is not None else None
         return per_clip.mean() if weights is None else (per_clip * weights).sum() / weights.sum()
-    return F.cross_entropy(logits.float(), targets, weight=class_weights, label_smoothing=smoothing)
+    return F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=smoothing)
 
 
 def soft_targets(targets: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:

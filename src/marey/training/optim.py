@@ -96,8 +96,9 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     warmup_epochs  length of a linear rise to the full rate
     warmup_start   where the rise begins, as a share of the full rate
     warmup_per     the rise moves every "iteration" or every "epoch"
-    warmup_rule    "0.x": full rate right after the warm-up's last unit; "1.x": full rate in its last unit;
-                   "slowfast": no share of the moving rate, but a line to what the rate is after the warm-up
+    warmup_rule    "0.x": full rate right after the warm-up's last unit, or where it ends within
+                   an iteration from the next epoch on; "1.x": full rate in its last unit; "slowfast": no
+                   share of the moving rate, but a line to what the rate is after the warm-up
     """
 
     kind: Literal["constant", "step", "cosine", "samples"] = "cosine"
@@ -147,7 +148,22 @@ def lr_factor(
             top = _decay(schedule, schedule.warmup_epochs, epochs)
             return schedule.warmup_start + (top - schedule.warmup_start) * risen / schedule.warmup_epochs
         return _decay(schedule, position, epochs)
-    return _decay(schedule, position, epochs) * _warmup(schedule, epoch * per_epoch + iteration, per_epoch)
+    warm = _warmup(schedule, _held(schedule, epoch, iteration, per_epoch), per_epoch)
+    return _decay(schedule, position, epochs) * warm
+
+
+def _held(schedule: Schedule, epoch: int, iteration: int, per_epoch: int) -> int:
+    """The iteration, from the first, that the warm-up counts.
+
+    mmcv sets the full rate in the very iteration that ends the warm-up, or else with the next epoch: where an
+    end lies between two iterations, the last rate before it holds for the rest of the epoch (mmcv 1.4.0,
+    hooks/lr_updater.py).
+    """
+    done, end = epoch * per_epoch + iteration, schedule.warmup_epochs * per_epoch
+    if (schedule.warmup_rule, schedule.warmup_per, schedule.per) != ("0.x", "iteration", "epoch"):
+        return done
+    cut = end != int(end) and done > end and int(end) // per_epoch == epoch
+    return int(end) if cut else done
 
 
 def _decay(schedule: Schedule, position: float, epochs: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from marey.errors import UsageError, WeightsError, unknown
 from marey.models import DETECTORS, MODELS, NETWORKS, build
 from marey.video.preprocess import Preprocess
+from marey.weights import reskd
 from marey.weights.detect import Identity, identify
 from marey.weights.load import fill, held_classes, of_boxes, recognise, trunk_alone
 from marey.weights.native import Card, read_card
@@ -144,6 +145,8 @@ def _assemble(
         model.preprocess = ava.started(start)
     elif name != "nextvlad":  # it is fed features, not clips
         model.preprocess = family_preprocess(name, getattr(model, "segments", 8))
+        if found is not None and found.layout is not None and found.layout.source == reskd.SOURCE:
+            model.preprocess = reskd.student_clips(model.preprocess)
     if "segments" in overrides:
         model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
     if hasattr(model, "clip_size"):  # MViT takes clips of one size only

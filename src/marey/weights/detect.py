@@ -21,6 +21,7 @@ from marey.models.nonlocal_ import ZOO_PLACES
 from marey.models.parts import DEPTHS
 from marey.models.shell import shell
 from marey.video.preprocess import Preprocess
+from marey.weights import reskd
 from marey.weights.load import fill, held_classes, of_boxes, recognise
 from marey.weights.names import Match
 from marey.weights.published import RELEASES, family_preprocess, find

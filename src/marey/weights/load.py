@@ -19,7 +19,7 @@ from marey.weights.reading import read_weights, unwrap
 
 LAYOUTS: tuple[Layout, ...] = (
     openmmlab.LAYOUT,
-    reskd.LAYOUT,
+    *reskd.LAYOUTS,
     torchvision.LAYOUT,
     torchvision.MVIT,
     *vmz.LAYOUTS,
