@@ -5,9 +5,15 @@ from typing import Annotated
 
 import typer
 
+from marey.cli import frames
 from marey.cli.parts import SOME_FAILED, Json, rows
 
-app = typer.Typer(no_args_is_help=True, help="Lists of videos: check them. Frame features: pack them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Lists of videos: check them, extract frames, shrink videos. Frame features: pack them.",
+)
+app.command("frames")(frames.frames)
+app.command("shrink")(frames.shrink)
 
 
 @app.command("check")
