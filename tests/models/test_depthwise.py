@@ -11,10 +11,17 @@ from tests.oracles import relative_error
 SHAPES = [(2, 3, 5, 6, 7), (1, 16, 8, 14, 14), (3, 4, 1, 4, 4), (2, 5, 2, 3, 1), (1, 1, 4, 8, 8)]
 
 
-def pair(channels, stride, dtype):
+KERNELS = [  # and strides, of the transformers and beyond
+    ((5, 5, 5), 1), ((1, 9, 9), (1, 8, 8)), ((3, 3, 3), (1, 4, 4)), ((1, 3, 3), (1, 2, 2)),
+    ((5, 7, 5), 1), ((7, 3, 5), (3, 1, 1)), ((3, 1, 1), 1), ((1, 5, 3), (2, 1, 2)),
+]  # fmt: skip
+
+
+def pair(channels, stride, dtype, kernel=(3, 3, 3), bias=False):
     torch.manual_seed(0)
-    ours = DepthwiseConv3d(channels, stride).to(dtype)
-    plain = nn.Conv3d(channels, channels, 3, stride, 1, groups=channels, bias=False).to(dtype)
+    ours = DepthwiseConv3d(channels, stride, kernel, bias=bias).to(dtype)
+    padding = tuple(side // 2 for side in kernel)
+    plain = nn.Conv3d(channels, channels, kernel, stride, padding, groups=channels, bias=bias).to(dtype)
     plain.load_state_dict(ours.state_dict())
     return ours, plain
 
@@ -25,7 +32,8 @@ def gradients(conv, clip, above=None):
     above = torch.randn(out.shape, dtype=out.dtype, generator=torch.manual_seed(2))
     conv.zero_grad()
     out.backward(above)
-    return out.detach(), clip.grad, conv.weight.grad
+    bias = [] if conv.bias is None else [conv.bias.grad]
+    return out.detach(), clip.grad, conv.weight.grad, *bias
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -41,6 +49,16 @@ def test_outputs_and_gradients_are_those_of_the_plain_convolution(shape, stride,
     for got, want in zip(gradients(ours, clip), gradients(plain, clip), strict=True):
         assert got.shape == want.shape
         assert relative_error(got, want) < tolerance
+
+
+@pytest.mark.parametrize(("kernel", "stride"), KERNELS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_other_kernels_and_biases_have_the_gradients_of_the_plain_convolution(shape, kernel, stride):
+    ours, plain = pair(shape[1], stride, torch.float64, kernel, bias=True)
+    clip = torch.randn(shape, dtype=torch.float64, generator=torch.manual_seed(1))
+    for got, want in zip(gradients(ours, clip), gradients(plain, clip), strict=True):
+        assert got.shape == want.shape
+        assert (got - want).norm() <= 1e-12 * want.norm()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
+from marey.models.depthwise import DepthwiseConv3d
 from marey.models.transformer import MLP, DropPath, TokenBlock, Transformer, drop_rates
 
 Triple = tuple[int, int, int]
@@ -111,8 +112,7 @@ class Pooling(nn.Module):
 
     def __init__(self, width: int, size: Triple, pool: Pool) -> None:
         super().__init__()
-        padding = (pool.kernel[0] // 2, pool.kernel[1] // 2, pool.kernel[2] // 2)
-        self.conv = nn.Conv3d(width, width, pool.kernel, pool.stride, padding, groups=width, bias=False)
+        self.conv = DepthwiseConv3d(width, pool.stride, pool.kernel)
         self.norm = nn.LayerNorm(width, EPS)
         self.size = size
 

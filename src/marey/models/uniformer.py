@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
+from marey.models.depthwise import DepthwiseConv3d
 from marey.models.transformer import MLP, DropPath, TokenBlock, Transformer, drop_rates
 
 LOCAL = (True, True, False, False)  # stages of convolutions; the others attend
@@ -34,12 +35,24 @@ class Embed(nn.Module):
         return y.permute(0, 4, 1, 2, 3)
 
 
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution, computed as the matrix product that it is of maps with their channels last."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [B, C, T, H, W] -> float [B, C', T, H, W]."""
+        y = F.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
+        return y.permute(0, 4, 1, 2, 3)
+
+
 class ConvMLP(nn.Module):
     """Two 1x1x1 convolutions with GELU between them."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Conv3d(channels, hidden, 1), nn.Conv3d(hidden, channels, 1)
+        self.fc1, self.fc2 = Pointwise(channels, hidden), Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, C, T, H, W] -> the same shape."""
@@ -52,10 +65,10 @@ class LocalBlock(TokenBlock):
 
     def __init__(self, channels: int, hidden: int, drop: float) -> None:
         super().__init__()
-        self.pos_embed = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.pos_embed = DepthwiseConv3d(channels, bias=True)
         self.norm1 = nn.BatchNorm3d(channels)
-        self.conv1, self.conv2 = nn.Conv3d(channels, channels, 1), nn.Conv3d(channels, channels, 1)
-        self.attn = nn.Conv3d(channels, channels, 5, padding=2, groups=channels)
+        self.conv1, self.conv2 = Pointwise(channels, channels), Pointwise(channels, channels)
+        self.attn = DepthwiseConv3d(channels, kernel=(5, 5, 5), bias=True)
         self.norm2 = nn.BatchNorm3d(channels)
         self.mlp = ConvMLP(channels, hidden)
         self.drop_path = DropPath(drop)
@@ -89,7 +102,7 @@ class GlobalBlock(TokenBlock):
 
     def __init__(self, channels: int, heads: int, hidden: int, drop: float) -> None:
         super().__init__()
-        self.pos_embed = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.pos_embed = DepthwiseConv3d(channels, bias=True)
         self.norm1 = nn.LayerNorm(channels, BLOCK_EPS)
         self.attn = Attention(channels, heads)
         self.norm2 = nn.LayerNorm(channels, BLOCK_EPS)
