@@ -200,12 +200,12 @@ class Combined(NamedTuple):
 def inputs(ensemble: Ensemble, tables: Mapping[str, ScoreTable]) -> dict[str, Floats]:
     """What the ensemble reads of the tables, by member, float32 [N, C], rows in the order of the first.
 
-    Raises DataError MEMBERS naming those that are missing, and what `align` and `read_as` raise.
+    Raises UsageError SCORES_NAMES naming those that are missing, and what `align` and `read_as` raise.
     """
     missing = [name for name in ensemble.members if name not in tables]
     if missing:
-        raise DataError(
-            "MEMBERS",
+        raise UsageError(
+            "SCORES_NAMES",
             f"no scores of {', '.join(missing)}; this ensemble takes {', '.join(ensemble.members)}, each as "
             "NAME=FILE or a file of that name",
         )
