@@ -3,22 +3,26 @@
 import csv
 import json
 
+import msgspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from marey.data.clips import Failures
 from marey.data.feature_card import NAME, FeatureCard, write_feature_card
 from marey.data.shards import open_shards, record_order, step_records
 from marey.data.tfrecord import RecordWriter
 from marey.data.workers import Pool
 from marey.data.youtube8m import Layout, Video, batches, collate, read_videos, read_vocabulary, record
 from marey.errors import DataError, UsageError
-from marey.jobs.tags import Tags, evaluate_tags, layout_of, predict_tags, trained_on, write_tags
+from marey.jobs.setup_features import layout_of, records, trained_on
+from marey.jobs.tag_files import Tags, write_tags
+from marey.jobs.tags import evaluate_tags, predict_tags
 from marey.metrics.gap import measure
 from marey.models import build
-from marey.training.tagging import tagging_loss, tagging_optimizer
+from marey.recipes.nextvlad import ADAM
+from marey.training.losses import tagging_loss
+from marey.training.optim import build_optimizer
 
 CLASSES, LAYOUT = 12, Layout(rgb=8, audio=4, num_classes=12)
 
@@ -64,18 +68,21 @@ def test_evaluation_is_the_metric_of_all_videos_whatever_the_batches(shards):
     expected = measure(logits.sigmoid().numpy(), whole.labels.numpy())
     for batch in (7, 200):
         found = evaluate_tags(model, shards, batch=batch)
-        assert (found["videos"], found["listed"], found["skipped"]) == (120, 120, [])
+        assert (found["evaluated"], found["listed"], found["failed"]) == (120, 120, [])
         numbers = found["metrics"]
-        assert numbers["gap@20"] == pytest.approx(expected.gap, abs=1e-5)
+        assert numbers["gap"] == pytest.approx(expected.gap, abs=1e-5)
         assert numbers["map"] == pytest.approx(expected.map, abs=1e-5)
-        assert (numbers["hit@1"], numbers["perr"]) == pytest.approx((expected.hit_at_1, expected.perr))
+        assert (numbers["hit1"], numbers["perr"]) == pytest.approx((expected.hit_at_1, expected.perr))
+        assert [row["count"] for row in found["per_class"]] == whole.labels.sum(0).tolist()
+        aps = [np.nan if row["ap"] is None else row["ap"] for row in found["per_class"]]
+        np.testing.assert_allclose(aps, expected.ap, atol=1e-5)
         assert numbers["loss"] == pytest.approx(float(tagging_loss(logits, whole.labels)), rel=1e-5)
 
 
 def test_planted_tags_are_learned(shards):
     model = network()
     before = evaluate_tags(model, shards)["metrics"]
-    optimizer = tagging_optimizer(model, lr=3e-3)
+    optimizer = build_optimizer(model, msgspec.structs.replace(ADAM, lr=3e-3))
     with Pool(0, 60) as pool:
         for epoch in range(12):
             order = record_order(shards.counts, seed=0, epoch=epoch, window=2)
@@ -86,9 +93,9 @@ def test_planted_tags_are_learned(shards):
                 tagging_loss(model(batch.rgb, batch.audio, batch.lengths), batch.labels).backward()
                 optimizer.step()
     after = evaluate_tags(model, shards)["metrics"]
-    assert before["gap@20"] < 0.45
-    assert after["gap@20"] > 0.9
-    assert after["hit@1"] > 0.95
+    assert before["gap"] < 0.45
+    assert after["gap"] > 0.9
+    assert after["hit1"] > 0.95
 
 
 def test_what_cannot_be_read_is_counted_and_limited(shards):
@@ -100,13 +107,31 @@ def test_what_cannot_be_read_is_counted_and_limited(shards):
         file.write(bytes([byte[0] ^ 1]))
     with pytest.raises(DataError) as error:
         evaluate_tags(network(), shards)
-    assert error.value.code == "TOO_MANY_BAD"
+    assert error.value.code == "INCOMPLETE"
     found = evaluate_tags(network(), shards, max_bad=0.01)
-    assert (found["videos"], found["listed"]) == (119, 120)
-    assert [one["code"] for one in found["skipped"]] == ["RECORD_DAMAGED"]
-    allowed = Failures(limit=0.01, listed=120)
-    assert len(list(predict_tags(network(), shards, failures=allowed))) == 119
-    assert allowed.count == 1
+    assert (found["evaluated"], found["listed"]) == (119, 120)
+    assert [(one["code"], one["path"]) for one in found["failed"]] == [("RECORD_DAMAGED", place.name)]
+    rows = list(predict_tags(network(), shards, batch=50))
+    assert [row.code for row in rows] == [None] * 45 + ["RECORD_DAMAGED"] + [None] * 74, "in its place"
+    assert rows[45].id == place.name and "checksum" in rows[45].message
+
+
+def test_a_file_that_is_cut_gives_what_is_left_and_says_so(shards):
+    with open(shards.paths[2], "r+b") as file:  # noqa: PTH123
+        file.truncate(shards.place(99).offset + 5)
+    cut = records(shards.paths[2].replace("2.tfrecord", "*.tfrecord"))
+    assert len(cut) == 99
+    with pytest.raises(DataError, match="RECORD_LOST"):
+        evaluate_tags(network(), cut)
+    found = evaluate_tags(network(), cut, max_bad=0.02)
+    assert (found["evaluated"], [one["code"] for one in found["failed"]]) == (99, ["RECORD_LOST"])
+    rows = list(predict_tags(network(), cut))
+    assert [row.code for row in rows] == ["RECORD_LOST"] + [None] * 99
+    with open(shards.paths[2], "r+b") as file:  # noqa: PTH123
+        file.truncate(5)
+    with pytest.raises(DataError) as error:
+        records(shards.paths[2])
+    assert error.value.code == "RECORD_LOST"
 
 
 def test_predictions_are_the_best_above_the_threshold(shards):
@@ -128,19 +153,21 @@ def test_predictions_are_the_best_above_the_threshold(shards):
 
 
 def test_every_layout_holds_every_tag(tmp_path):
+    lost = Tags("x.tfrecord#4", (), (), (), code="RECORD_DAMAGED", message="the checksum is wrong")
     tags = [Tags("a", (3, 1), ("three", "one"), (0.75, 0.1234567)), Tags("b", (), (), ())]
     assert write_tags(tags, tmp_path / "t.jsonl") == 2
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert rows[0] == {"id": "a", "classes": [3, 1], "names": ["three", "one"], "scores": [0.75, 0.1234567]}
-    write_tags(tags, tmp_path / "t.csv")
+    write_tags([*tags, lost], tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").open()))
     expected = {"id": "a", "classes": "3;1", "names": "three;one", "scores": "0.75;0.1234567"}
-    assert rows[0] == expected | {"comparable": "true"}
+    assert rows[0] == expected | {"comparable": "true", "code": "", "message": ""}
+    assert (rows[2]["id"], rows[2]["code"]) == ("x.tfrecord#4", "RECORD_DAMAGED")
     write_tags(tags * 700, tmp_path / "t.parquet")
     table = pq.read_table(tmp_path / "t.parquet").to_pylist()
     assert len(table) == 1400
     assert table[-2]["classes"] == [3, 1]
-    write_tags(tags, tmp_path / "s.csv", submission=True)
+    assert write_tags([*tags, lost], tmp_path / "s.csv", submission=True) == 2
     assert (tmp_path / "s.csv").read_text() == "VideoId,LabelConfidencePairs\na,3 0.75 1 0.123457\nb,\n"
     for name, submission in (("t.txt", False), ("t.jsonl", True)):
         with pytest.raises(UsageError) as error:

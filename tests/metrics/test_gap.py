@@ -169,3 +169,23 @@ def test_lists_of_labels_become_a_table():
         with pytest.raises(DataError, match=f"video b: label {wrong} is outside 0..2") as error:
             multi_hot([[0], [1, wrong]], 3, ["video a", "video b"])
         assert error.value.code == "LABEL_RANGE"
+
+
+@pytest.mark.parametrize("spool", [False, True])
+def test_parts_that_are_joined_give_the_same_bits(spool, monkeypatch):
+    """As several processes measure: each its own part; scores are coarse, so that there are many ties."""
+    rng = np.random.default_rng(5)
+    scores, labels = rng.integers(0, 9, (200, 30)) / 9, rng.random((200, 30)) < 0.1
+    if spool:
+        monkeypatch.setattr(module, "IN_MEMORY", 1000)
+    monkeypatch.setattr(module, "ONE_PART", 7 * module.PAIR.itemsize)
+    whole = measure(scores, labels, 5)
+    joined = TaggingMetrics(30, 5)
+    for first, last in ((0, 90), (90, 90), (90, 200)):
+        part = TaggingMetrics(30, 5)
+        part.add(scores[first:last], labels[first:last])
+        joined.join(part.counts(), part.pairs())
+    found = joined.result()
+    for name, value in whole._asdict().items():
+        np.testing.assert_array_equal(getattr(found, name), value, err_msg=name)
+    assert found.positives.tolist() == labels.sum(0).tolist()

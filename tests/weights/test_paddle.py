@@ -11,7 +11,8 @@ import torch
 
 from marey.errors import WeightsError
 from marey.models.nextvlad import NeXtVLAD
-from marey.weights.create import create_model
+from marey.weights.create import create_model, open_model
+from marey.weights.detect import candidates
 from marey.weights.load import load_weights
 from marey.weights.paddle import NAMES, read_combined, read_folder
 from marey.weights.reading import read_weights
@@ -80,6 +81,26 @@ def test_every_format_gives_the_published_logits(published, name):
     assert (report.source, report.head, report.left_out) == ("paddle", "loaded", {})
     assert report.loaded == 42
     assert relative_error(model(*videos(case)), case["logits"]) < 5e-6
+
+
+@pytest.mark.parametrize("name", ["pickled.pdparams", "combined", "parts", "parts.tar.gz"])
+@torch.inference_mode()
+def test_every_format_opens_without_being_told_its_sizes(published, name, capsys):
+    case = case_of("network_small_eval")
+    model = open_model(published / name)
+    assert model.spec["overrides"] == TINY
+    assert (model.preprocess, model.class_names, model.num_classes) == (None, None, 50)
+    assert relative_error(model(*videos(case)), case["logits"]) < 5e-6
+    assert "no class names" in capsys.readouterr().err
+
+
+def test_sizes_of_other_networks_are_found_too():
+    settings = {"rgb": 12, "audio": 6, "cluster_size": 5, "groups": 4, "expansion": 2, "hidden_size": 24}
+    settings |= {"gating_reduction": 3, "audio_cluster_size": 3, "audio_groups": 2, "whitened": False}
+    for options in (settings, {**settings, "audio": 0, "audio_cluster_size": None, "audio_groups": None}):
+        (fit,) = candidates(NeXtVLAD(7, **options).state_dict())
+        wanted = {key: value for key, value in options.items() if value is not None}
+        assert {**{"groups": 8, "expansion": 2}, **fit.overrides} == wanted
 
 
 @torch.inference_mode()

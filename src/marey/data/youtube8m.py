@@ -13,7 +13,7 @@ import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, tee
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -454,20 +454,26 @@ def read_task(task: ReadTask) -> Batch:
 def batches(shards: Shards, steps: Iterable[Ints], layout: Layout, *, pool: Pool) -> Iterator[Batch]:
     """The records of each step as a batch; workers share a step and work two steps ahead.
 
-    steps  the record numbers of each step, as `step_records` gives them
+    steps  the record numbers of each step, as `step_records` gives them; the first has the most
     Raises DataError LABEL_RANGE and what else is not one record's fault.
     """
-    pieces = []
-    for numbers in steps:
+
+    def parts(numbers: Ints) -> list[list[int]]:
         size = PIECE if pool.workers else max(len(numbers), 1)
-        pieces.append([numbers[first : first + size].tolist() for first in range(0, len(numbers), size)])
+        return [numbers[first : first + size].tolist() for first in range(0, len(numbers), size)]
+
+    steps, ahead, first = tee(steps, 3)  # few steps are held at a time
     tasks = (
-        ReadTask(tuple(map(shards.place, some)), tuple(some), layout) for parts in pieces for some in parts
+        ReadTask(tuple(map(shards.place, some)), tuple(some), layout)
+        for numbers in ahead
+        for some in parts(numbers)
     )
-    results = pool.run(read_task, tasks, prefetch=2 * max(map(len, pieces), default=1) + pool.workers)
-    for parts in pieces:
+    most = len(parts(next(first, np.empty(0, np.int64))))
+    del first
+    results = pool.run(read_task, tasks, prefetch=2 * most + pool.workers)
+    for numbers in steps:
         taken = []
-        for _, result in islice(results, len(parts)):
+        for _, result in islice(results, len(parts(numbers))):
             if isinstance(result, MareyError):
                 raise result
             taken.append(result)

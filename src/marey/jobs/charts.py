@@ -48,12 +48,21 @@ CURVES = (
     (
         "Validation",
         "share",
-        {"val_top1": "top-1", "val_top5": "top-5", "val_mean_class": "mean class", "val_map": "mAP"},
+        {
+            "val_top1": "top-1",
+            "val_top5": "top-5",
+            "val_mean_class": "mean class",
+            "val_gap": "GAP",
+            "val_hit1": "Hit@1",
+            "val_perr": "PERR",
+            "val_map": "mAP",
+        },
         True,
     ),
+    ("Training, batch by batch", "share", {"gap": "GAP", "hit1": "Hit@1", "perr": "PERR"}, True),
     ("Learning rate", "rate", {"lr": "learning rate"}, False),
     ("Waiting for data", "share of time", {"data_share": "waiting"}, True),
-    ("Throughput", "clips per second", {"clips_per_second": "training"}, False),
+    ("Throughput", "samples per second", {"clips_per_second": "training"}, False),
 )
 
 

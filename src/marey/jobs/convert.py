@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from marey.errors import UsageError, WeightsError
 from marey.files import replacing
+from marey.jobs.setup_features import layout_of
 from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model, open_model
 from marey.weights.detect import Identity, identify
@@ -129,15 +130,23 @@ def _origin(path: Path, found: Identity) -> dict[str, Any]:
     return {"file": path.name, "sha256": digest, "release": found.release, **stated}
 
 
-def _compare(network: nn.Module, part: Path, preprocess: Preprocess) -> tuple[float, float]:
+def _compare(network: nn.Module, part: Path, preprocess: Preprocess | None) -> tuple[float, float]:
     """Largest difference of the logits, absolute and as a share of the largest logit."""
-    side, draws = preprocess.input_size or preprocess.crop, torch.Generator().manual_seed(0)
-    clip = torch.randn((1, 3, preprocess.frames, side, side), generator=draws)
-    want, got = _logits(network, clip), _logits(open_model(part), clip)
+    draws = torch.Generator().manual_seed(0)
+    if preprocess is None:  # stored bytes of frames
+        layout = layout_of(network)
+        widths = [width for width in (layout.rgb, layout.audio) if width]
+        inputs = [
+            torch.randint(0, 256, (1, 30, width), generator=draws, dtype=torch.uint8) for width in widths
+        ]
+    else:
+        side = preprocess.input_size or preprocess.crop
+        inputs = [torch.randn((1, 3, preprocess.frames, side, side), generator=draws)]
+    want, got = _logits(network, inputs), _logits(open_model(part), inputs)
     if not want.isfinite().all():
         raise WeightsError(
             "CONVERT_DIFFERS",
-            "the file's network gives infinite logits for the drawn clip, so nothing can be compared and "
+            "the file's network gives infinite logits for the drawn input, so nothing can be compared and "
             "nothing was written; try without --verify if you trust the file",
         )
     absolute = float((got - want).abs().max())
@@ -152,6 +161,6 @@ def _compare(network: nn.Module, part: Path, preprocess: Preprocess) -> tuple[fl
 
 
 @torch.inference_mode()
-def _logits(network: nn.Module, clip: Tensor) -> Tensor:
-    logits: Tensor = network.eval()(clip)
+def _logits(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    logits: Tensor = network.eval()(*inputs)
     return logits.double()

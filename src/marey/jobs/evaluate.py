@@ -25,6 +25,7 @@ from marey.jobs.predict import view_logits
 from marey.jobs.progress import Progress
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
+from marey.jobs.tags import test_tags
 from marey.metrics.mean_ap import (
     average_precision,
     mean_average_precision,
@@ -33,7 +34,7 @@ from marey.metrics.mean_ap import (
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import AnyRecipe, Recipe, clip_recipe
+from marey.recipes.schema import AnyRecipe, Recipe, TagRecipe, clip_recipe
 from marey.training.distributed import gather, launch
 from marey.video.preprocess import Preprocess, Protocol, average_views
 
@@ -224,7 +225,8 @@ def test(
 ) -> dict[str, Any]:
     """Score a recipe's test list (else its validation list) with a checkpoint by the full test protocol.
 
-    recipe         name, recipe.json or Recipe; its `clips.test` is the protocol, its `data.test` the list
+    recipe         name, recipe.json or recipe; its `clips.test` is the protocol, its `data.test` the list, or
+                   the records of features
     checkpoint     what `marey train` wrote, or any published layout that fits the recipe's network
     out            results file to write (.json); the scores go beside it, with the suffix .parquet. None:
                    results.json and scores.parquet of the checkpoint's run folder, when it lies in one
@@ -233,12 +235,16 @@ def test(
     Returns what results.json holds, in the first process; the others get the same.
     """
     chosen = load_recipe(recipe, overrides)
+    if isinstance(chosen, TagRecipe) and average_clips is None:
+        where: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "nodes": nodes}
+        return test_tags(chosen, checkpoint, out=out, metrics=metrics, **where)
+    chosen = clip_recipe(chosen)
     plan = clip_recipe(load_recipe(chosen, {"clips.average": average_clips} if average_clips else {}))
     fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
     model = setup.trained_model(plan, checkpoint)
     names = setup.known_names(model)
     lists = setup.open_lists(plan.data, training=False, classes=None if plan.data.classes else names)
-    plan = setup.complete(_sized(plan, int(model.num_classes)), lists)  # type: ignore[arg-type]
+    plan = setup.complete(setup.sized(plan, int(model.num_classes)), lists)  # type: ignore[arg-type]
     clips = lists.given()[0]
     classes = names or setup.class_names(lists, plan.model.num_classes or 0)
     _same_names(checkpoint, names, clips)
@@ -263,10 +269,6 @@ def test(
     if fabric.is_global_zero:
         _leave(found, scored, clips, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
     return found
-
-
-def _sized(recipe: Recipe, classes: int) -> Recipe:
-    return msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, num_classes=classes))
 
 
 def _same_names(checkpoint: str | os.PathLike[str], names: tuple[str, ...] | None, clips: ClipList) -> None:

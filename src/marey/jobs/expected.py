@@ -7,7 +7,8 @@ from typing import Any
 
 from marey.classes import class_names
 from marey.recipes.catalog import list_recipes, load_recipe
-from marey.recipes.schema import Published, Recipe, clip_recipe
+from marey.recipes.nextvlad import VALIDATION, YOUTUBE8M
+from marey.recipes.schema import Published, Recipe, TagRecipe, clip_recipe
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
@@ -49,6 +50,29 @@ def expected(
     return (None, ", ".join(why)) if why else (published, "")
 
 
+def expected_tags(recipe: TagRecipe, videos: int, *, own: bool) -> tuple[Published | None, str]:
+    """The same for tags: published are figures of YouTube-8M's validation set.
+
+    videos  how many were measured
+    own     their features are not YouTube-8M's
+    """
+    published = recipe.published
+    if published is None:
+        return None, ""
+    origin = load_recipe(recipe.name) if recipe.name in list_recipes() else recipe
+    model = origin.model
+    why = _other_network(recipe, model.name, model.options, model.num_classes)
+    if isinstance(origin, TagRecipe) and recipe.testing.top != origin.testing.top:
+        why.append("testing.top")
+    if own:
+        why.append("the features")
+    if published.dataset != YOUTUBE8M:
+        why.append(f"the data, which were {published.dataset}")
+    elif videos != VALIDATION:
+        why.append(f"the videos, {videos:,} of {VALIDATION:,}")
+    return (None, ", ".join(why)) if why else (published, "")
+
+
 def _of_release(release: Release) -> Published:
     figures = {"top1": release.top1, "top5": release.top5, **release.metrics}
     return Published(
@@ -59,7 +83,9 @@ def _of_release(release: Release) -> Published:
     )
 
 
-def _other_network(recipe: Recipe, name: str, options: dict[str, Any], classes: int | None) -> list[str]:
+def _other_network(
+    recipe: Recipe | TagRecipe, name: str, options: dict[str, Any], classes: int | None
+) -> list[str]:
     options = {key: _listed(value) for key, value in options.items()}
     ours = {**options, **recipe.model.options}  # what the recipe leaves open is as there
     wrong = [

@@ -42,13 +42,15 @@ def read_folder(folder: Path) -> Contents:
             missing.append(f"{name}, which cannot be read: {error}")
         return otherwise
 
+    results = read("results.json", _json)
+    tags = (results or {}).get("unit") == "videos"  # then scores are nowhere kept
     return Contents(
         folder=folder,
         recipe=read("recipe.json", _json),
         metrics=read("metrics.csv", _columns, {}),
         environment=read("environment.json", _json),
-        results=read("results.json", _json),
-        scores=read("scores.parquet", read_scores),
+        results=results,
+        scores=None if tags else read("scores.parquet", read_scores),
         log=read("log.txt", _text_lines, []),
         missing=missing,
     )

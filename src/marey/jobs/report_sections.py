@@ -20,6 +20,10 @@ NAMES = {
     "mean_class": "Mean class accuracy",
     "map": "mAP",
     "mmit_map": "mAP over clips",
+    "gap": "GAP",
+    "hit1": "Hit@1",
+    "perr": "PERR",
+    "map_2018": "mAP over all classes",
     "loss": "Loss",
 }
 IN_A_TABLE = 24  # classes of a confusion matrix that is shown as numbers
@@ -36,7 +40,7 @@ def numbers(contents: Contents) -> str:
     body = f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
     results = contents.results or {}
     if missing := _unevaluated(results):
-        text = f"{missing:,} of {results['listed']:,} listed clips are missing from these numbers."
+        text = f"{missing:,} of {results['listed']:,} listed {_unit(results)} are missing from these numbers."
         body += note(text, "warning")
     if results.get("metrics"):
         body += f'<div class="side">{_comparison(results)}{_measured_on(results)}</div>'
@@ -47,22 +51,29 @@ def _unevaluated(results: dict[str, Any]) -> int:
     return int(results.get("listed") or 0) - int(results.get("evaluated") or 0)
 
 
+def _unit(results: dict[str, Any]) -> str:
+    return str(results.get("unit", "clips"))
+
+
 def _result_tiles(results: dict[str, Any]) -> Iterator[str]:
     expected = _expected(results)
     for key, value in (results.get("metrics") or {}).items():
-        if key != "loss":
+        if key != "loss" and value is not None:
             known = expected.get(key)
             below = f"published {known:.1%}, {100 * (value - known):+.1f} points" if known is not None else ""
             yield tile(NAMES.get(key, key), f"{value:.1%}", below)
     if results:
         state = "warning" if _unevaluated(results) else ""
         yield tile(
-            "Evaluated", f"{results['evaluated']:,} of {results['listed']:,}", "clips of the list", state
+            "Evaluated",
+            f"{results['evaluated']:,} of {results['listed']:,}",
+            f"{_unit(results)} of the list",
+            state,
         )
 
 
 def _training_tiles(metrics: dict[str, Floats]) -> Iterator[str]:
-    for column in ("val_top1", "val_map"):
+    for column in ("val_top1", "val_gap", "val_map"):
         values = metrics.get(column, np.empty(0))
         if np.isfinite(values).any():
             best = int(np.nanargmax(values))
@@ -83,6 +94,8 @@ def _comparison(results: dict[str, Any]) -> str:
     expected = _expected(results)
     rows = []
     for key, value in results["metrics"].items():
+        if value is None:
+            continue
         shown = Cell(f"{value:.4f}", value, "number") if key == "loss" else share(value)
         known = expected.get(key)
         gap = Cell(
@@ -130,12 +143,13 @@ def classes(contents: Contents) -> str:
     unseen = sum(map(math.isnan, values))
     body = table(
         f"{len(rows)} classes, weakest first",
-        ("class", "label", "clips", name),
+        ("class", "label", _unit(contents.results or {}), name),
         cells,
         sortable=True,
         tall=len(rows) > 16,
     )
-    return body + (note(f"{unseen} classes have no clip here; they count in no mean.") if unseen else "")
+    told = f"{unseen} classes have no {_unit(contents.results or {})} here; they count in no mean."
+    return body + (note(told) if unseen else "")
 
 
 def confusion(contents: Contents) -> str:

@@ -1,54 +1,47 @@
-"""Tags of videos from records of their frame features: measured against labels, or written to a file."""
+"""Tags of videos from records of their frame features: measured against labels, or given for each video."""
 
-import csv
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+from lightning_fabric.fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from marey.data.clips import Failures, test_indices
-from marey.data.feature_card import YOUTUBE8M, feature_card, not_comparable
+from marey.data.clips import Failure
 from marey.data.shards import Shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Batch, Layout, batches
-from marey.errors import UsageError
+from marey.errors import DataError, UsageError, unknown
 from marey.files import replacing
-from marey.metrics.gap import TaggingMetrics, ranked
+from marey.jobs import setup
+from marey.jobs.doctor import environment
+from marey.jobs.expected import expected_tags
+from marey.jobs.progress import Progress
+from marey.jobs.report import write_report
+from marey.jobs.runs import plain_json
+from marey.jobs.setup_features import (
+    RecordLists,
+    class_names,
+    comparable,
+    complete,
+    layout_of,
+    lost_records,
+    open_records,
+)
+from marey.jobs.tag_files import Tags
+from marey.metrics.gap import Tagging, TaggingMetrics, ranked
+from marey.recipes.schema import TagRecipe
+from marey.training.distributed import gather, launch
 from marey.training.losses import tagging_loss
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("classes", pa.list_(pa.int32())),
-        ("names", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-        ("comparable", pa.bool_()),
-    ]
-)
-
-
-class Tags(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The best tags of a video, surest first: classes, their names (numbers where unknown), probabilities.
-
-    comparable  False: the network was trained on features of another kind, so the scores mean nothing
-    """
-
-    id: str
-    classes: tuple[int, ...]
-    names: tuple[str, ...]
-    scores: tuple[float, ...]
-    comparable: bool = True
+METRICS = ("gap", "hit1", "perr", "map", "map_2018", "loss")
+FINE = 2**32  # losses are summed as whole numbers of this fraction: the sum is the same in any order
 
 
 class Scored(NamedTuple):
@@ -59,38 +52,12 @@ class Scored(NamedTuple):
     scores: NDArray[np.float32]
 
 
-def layout_of(model: nn.Module, *, max_frames: int = 300) -> Layout:
-    """What records must hold for a `nextvlad`. Raises UsageError NO_CLIPS for other networks."""
-    rgb, audio = getattr(model, "rgb", None), getattr(model, "audio", None)
-    if rgb is None:
-        raise UsageError("NO_CLIPS", "the network takes clips, not features of frames; tags need `nextvlad`")
-    width = audio.expansion.in_features if audio is not None else 0
-    classes: Any = model.num_classes
-    return Layout(rgb=rgb.expansion.in_features, audio=width, num_classes=int(classes), max_frames=max_frames)
+class Measured(NamedTuple):
+    """The numbers of all records, their mean loss, and the records that could not be read."""
 
-
-def trained_on(model: nn.Module) -> str | None:
-    """Of which features a network knows the meaning: a fingerprint, or YOUTUBE8M; None: not known.
-
-    A checkpoint says so itself, and without a word it is YouTube-8M's own; a network that undoes YouTube-8M's
-    whitening is for these alone.
-    """
-    card = getattr(model, "metadata", None)
-    if card and card.get("features"):
-        return str(card["features"]["fingerprint"])
-    whitened = getattr(getattr(model, "rgb", None), "scale", None) is not None
-    return YOUTUBE8M if card or whitened else None
-
-
-def comparable(model: nn.Module, shards: Shards) -> bool:
-    """Whether the features of these records are those that the network knows; if not, stderr says why.
-
-    Raises DataError FEATURES_MIXED, FEATURES_CARD.
-    """
-    why = not_comparable(trained_on(model), feature_card(shards.paths))
-    if why is not None:
-        print(f"marey: FEATURES_DIFFER: {why}", file=sys.stderr)
-    return why is None
+    found: Tagging
+    loss: float
+    failed: list[Failure]
 
 
 @torch.inference_mode()
@@ -100,70 +67,265 @@ def score_shards(
     layout: Layout,
     *,
     pool: Pool,
-    failures: Failures,
     batch: int = 40,
     world: int = 1,
     rank: int = 0,
 ) -> Iterator[Scored]:
     """The records of process `rank`, each once over all processes, batch by batch, the last one smaller.
 
-    The network is put into evaluation mode and used on the device that it is on. Records that cannot be read
-    go to `failures`, which raises DataError TOO_MANY_BAD beyond its limit.
+    A record goes through the network beside the same others whatever the number of processes, of which the
+    first takes the first batches. The network is put into evaluation mode and used on the device it is on.
+    Records that cannot be read are in the batches' `failures`.
     """
     model.eval()
     device = next(model.parameters()).device
-    own = test_indices(len(shards), world, rank)
-    steps = [own[first : first + batch] for first in range(0, len(own), batch)]
+    count = -(-len(shards) // batch)
+    mine = range(count * rank // world, count * (rank + 1) // world)
+    steps = (np.arange(number * batch, min((number + 1) * batch, len(shards))) for number in mine)
     for found in batches(shards, steps, layout, pool=pool):
-        for failure in found.failures:
-            failures.add(failure)
-        if not found.ids:
-            continue
-        inputs = found.rgb.to(device), found.audio.to(device) if layout.audio else None
-        logits = model(*inputs, found.lengths.to(device)).float().cpu()
+        logits = torch.empty(0, layout.num_classes)
+        if found.ids:
+            inputs = found.rgb.to(device), found.audio.to(device) if layout.audio else None
+            logits = model(*inputs, found.lengths.to(device)).float().cpu()
         yield Scored(found, logits, logits.sigmoid().numpy())
+
+
+def measure_tags(
+    model: nn.Module,
+    shards: Shards,
+    layout: Layout,
+    *,
+    pool: Pool,
+    top: int = 20,
+    batch: int = 40,
+    fabric: Fabric | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """The metrics of all records, the same to the last bit in every process and for any number of them.
+
+    What is kept in memory does not grow with the records. Raises DataError LABEL_RANGE, MareyError NO_VIDEOS.
+    """
+    world, rank = (1, 0) if fabric is None else (fabric.world_size, fabric.global_rank)
+    metrics, loss, failed, seen = TaggingMetrics(layout.num_classes, top), 0, list[Failure](), 0
+    for one in score_shards(model, shards, layout, pool=pool, batch=batch, world=world, rank=rank):
+        size = len(one.batch.ids)
+        metrics.add(one.scores, one.batch.labels.numpy())
+        if size:
+            loss += round(float(tagging_loss(one.logits, one.batch.labels)) * size * FINE)
+        failed += one.batch.failures
+        seen += size + len(one.batch.failures)
+        if progress is not None:
+            progress(min(seen * world, len(shards)), len(shards))
+    if fabric is not None and world > 1:
+        metrics = _joined(metrics, fabric)
+        loss = sum(gather(fabric, loss))
+        failed = [failure for part in gather(fabric, failed) for failure in part]
+    found = metrics.result()
+    return Measured(found, loss / FINE / found.videos, [*lost_records(shards), *failed])
+
+
+def _joined(metrics: TaggingMetrics, fabric: Fabric) -> TaggingMetrics:
+    """The metrics of all processes' videos, those of the first process first; little is sent at a time."""
+    whole = TaggingMetrics(metrics.num_classes, metrics.k)
+    for rank, counts in enumerate(gather(fabric, metrics.counts())):
+        own = metrics.pairs() if fabric.global_rank == rank else iter(())
+
+        def sent(own: Iterator[bytes] = own, rank: int = rank) -> Iterator[bytes]:
+            while data := fabric.broadcast(next(own, b""), src=rank):
+                yield data
+
+        whole.join(counts, sent())
+    return whole
+
+
+def check_complete(failed: Sequence[Failure], listed: int, allowed: float) -> None:
+    """Refuse numbers that were measured on part of the records only. Raises DataError INCOMPLETE."""
+    if len(failed) > allowed * listed:
+        first = "; ".join(f"{one.path}: {one.code}" for one in failed[:3])
+        raise DataError(
+            "INCOMPLETE",
+            f"{len(failed)} of {listed} records cannot be read ({first}); mend or remove them, or allow a "
+            f"share with data.max_bad_test={len(failed) / listed:.3g}",
+        )
 
 
 def evaluate_tags(
     model: nn.Module,
     shards: Shards,
     *,
+    names: Sequence[str] | None = None,
+    max_frames: int | None = None,
     top: int = 20,
     batch: int = 40,
-    workers: int = 0,
     max_bad: float = 0.0,
+    workers: int = 0,
+    pool: Pool | None = None,
+    fabric: Fabric | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """GAP@top, Hit@1, PERR, mAP and loss over all records; memory does not grow with their number.
+    """GAP@top, Hit@1, PERR, mAP and loss over all records, and what belongs to them, as results.json has it.
 
-    max_bad  share of the records, 0..1, that may be unreadable; they are named under `skipped`
-    Raises DataError TOO_MANY_BAD, LABEL_RANGE; MareyError NO_VIDEOS.
+    names    of the classes; None: the network's, or numbers
+    max_bad  share of the records, 0..1, that may be unreadable; they are named under `failed`
+    pool     reads the records; None: one of so many `workers`
+    fabric   several processes share the work and get the same
+    Raises DataError INCOMPLETE, LABEL_RANGE, FEATURES_MIXED; MareyError NO_VIDEOS.
     """
-    layout, known = layout_of(model), comparable(model, shards)
-    failures = Failures(limit=max_bad, listed=len(shards), what="the shards")
-    metrics, loss = TaggingMetrics(layout.num_classes, top), 0.0
-    with Pool(workers, 600) as pool:
-        for one in score_shards(model, shards, layout, pool=pool, failures=failures, batch=batch):
-            metrics.add(one.scores, one.batch.labels.numpy())
-            loss += float(tagging_loss(one.logits, one.batch.labels)) * len(one.batch.ids)
-    found = metrics.result()
+    if pool is None:
+        with Pool(workers, 600) as own:
+            return evaluate_tags(
+                model,
+                shards,
+                names=names,
+                max_frames=max_frames,
+                top=top,
+                batch=batch,
+                max_bad=max_bad,
+                pool=own,
+                fabric=fabric,
+                progress=progress,
+            )
+    layout, known = layout_of(model, max_frames=max_frames), comparable(model, shards)
+    found, loss, failed = measure_tags(
+        model, shards, layout, pool=pool, top=top, batch=batch, fabric=fabric, progress=progress
+    )
+    check_complete(failed, len(shards), max_bad)
+    classes = _names(model, names, layout.num_classes)
+    ap = [None if np.isnan(value) else value for value in found.ap.tolist()]
     return {
-        "videos": found.videos,
-        "listed": len(shards),
-        "comparable": known,
+        "unit": "videos",
         "metrics": {
-            f"gap@{top}": found.gap,
-            "hit@1": found.hit_at_1,
+            "gap": found.gap,
+            "hit1": found.hit_at_1,
             "perr": found.perr,
             "map": None if np.isnan(found.map) else found.map,
             "map_2018": found.map_2018,
-            "loss": loss / found.videos,
+            "loss": loss,
         },
-        "classes_with_positives": int((~np.isnan(found.ap)).sum()),
-        "skipped": [
-            {"record": bad.path, "code": bad.code, "message": bad.message} for bad in failures.files.values()
+        "comparable": known,
+        "listed": len(shards),
+        "evaluated": found.videos,
+        "failed": [one._asdict() for one in failed],
+        "classes": list(classes),
+        "per_class": [
+            {"class": name, "count": count, "ap": value}
+            for name, count, value in zip(classes, found.positives.tolist(), ap, strict=True)
         ],
-        "lost": [error.message for error in shards.lost],
+        "confusion": None,
+        "fingerprint": shards.fingerprint(),
     }
+
+
+def _names(model: nn.Module, given: Sequence[str] | None, count: int) -> Sequence[str]:
+    names = given or getattr(model, "class_names", None) or [str(label) for label in range(count)]
+    if len(names) != count:
+        raise UsageError("CLASS_NAMES", f"{len(names)} class names for {count} classes")
+    return names
+
+
+def results(
+    recipe: TagRecipe,
+    model: nn.Module,
+    shards: Shards,
+    lists: RecordLists,
+    *,
+    source: str | None,
+    checkpoint: str | None,
+    names: Sequence[str],
+    pool: Pool,
+    fabric: Fabric,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """What results.json holds of a test or validation on the records that the user calls `source`."""
+    data, testing = recipe.data, recipe.testing
+    found = evaluate_tags(
+        model,
+        shards,
+        names=names,
+        max_frames=data.max_frames,
+        top=testing.top,
+        batch=testing.batch,
+        max_bad=data.max_bad_test,
+        pool=pool,
+        fabric=fabric,
+        progress=progress,
+    )
+    published, why = expected_tags(recipe, found["evaluated"], own=lists.card is not None)
+    if why and checkpoint and fabric.is_global_zero:
+        print(f"note: not beside the published figures, for these differ: {why}", file=sys.stderr)
+    return {
+        "recipe": recipe.name,
+        "checkpoint": checkpoint,
+        "protocol": {"top": testing.top, "max_frames": data.max_frames},
+        "expected": msgspec.to_builtins(published),
+        **found,
+        "list": source,
+        "versions": environment(),
+    }
+
+
+def test_tags(
+    recipe: TagRecipe,
+    checkpoint: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    metrics: Sequence[str] = (),
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+) -> dict[str, Any]:
+    """Score a recipe's test records (else its validation records); see `marey.jobs.evaluate.test`."""
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS, code="UNKNOWN_METRIC")
+    fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
+    model: Any = setup.trained_model(recipe, checkpoint)
+    lists = open_records(recipe.data, training=False)
+    recipe = complete(setup.sized(recipe, int(model.num_classes)), lists)
+    known = setup.known_names(model)
+    _same_names(checkpoint, known, lists.names)
+    shards = lists.given()[0]
+    with Pool(setup.decoding_workers(recipe.data), recipe.data.seconds) as pool:
+        found = results(
+            recipe,
+            model.to(fabric.device),
+            shards,
+            lists,
+            source=recipe.data.test or recipe.data.val,
+            checkpoint=str(checkpoint),
+            names=known or class_names(lists, int(model.num_classes)),
+            pool=pool,
+            fabric=fabric,
+            progress=Progress("testing", quiet=not fabric.is_global_zero),
+        )
+    found["metrics"] = {name: found["metrics"][name] for name in metrics or METRICS}
+    if fabric.is_global_zero:
+        _leave(found, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
+    return found
+
+
+def _same_names(
+    checkpoint: str | os.PathLike[str], names: tuple[str, ...] | None, listed: tuple[str, ...] | None
+) -> None:
+    """Labels mean the same to checkpoint and records, or the numbers would be of something else."""
+    for label, (name, other) in enumerate(zip(names or (), listed or (), strict=False)):
+        if name != other and str(label) not in (name, other):
+            raise DataError(
+                "LABEL_NAMES",
+                f"label {label} is {name!r} in {checkpoint}, but {other!r} for the records; make their "
+                "features with the checkpoint's names (`marey features --classes FILE`)",
+            )
+
+
+def _leave(found: dict[str, Any], out: Path | None, run: Path | None) -> None:
+    if out is None and run is None:
+        return
+    path = out if out is not None or run is None else run / "results.json"
+    assert path is not None
+    with replacing(path) as part:
+        part.write_text(plain_json(found) + "\n", encoding="utf-8")
+    if run is not None and out is None:
+        write_report(run)
 
 
 def predict_tags(
@@ -175,91 +337,27 @@ def predict_tags(
     threshold: float = 0.0,
     batch: int = 40,
     workers: int = 0,
-    failures: Failures | None = None,
 ) -> Iterator[Tags]:
-    """The `top` surest tags of every video that have at least the probability `threshold`.
+    """The `top` surest tags of every video that have at least the probability `threshold`, in the records'
+    order; a record that cannot be read gives a row with its error code.
 
-    names     of the classes; None: the network's, or numbers
-    failures  counts what cannot be read; None: nothing may be unreadable
+    names  of the classes; None: the network's, or numbers
     """
     layout, known = layout_of(model), comparable(model, shards)
-    names = names or getattr(model, "class_names", None) or [str(i) for i in range(layout.num_classes)]
-    if len(names) != layout.num_classes:
-        raise UsageError("CLASS_NAMES", f"{len(names)} class names for {layout.num_classes} classes")
-    failures = failures or Failures(limit=0.0, listed=len(shards), what="the shards")
+    classes = _names(model, names, layout.num_classes)
+    for lost in lost_records(shards):
+        yield _unreadable(lost)
     with Pool(workers, 600) as pool:
-        for one in score_shards(model, shards, layout, pool=pool, failures=failures, batch=batch):
-            best = ranked(one.scores, top)
-            for video, classes, scores in zip(one.batch.ids, best.tolist(), one.scores, strict=True):
-                kept = [c for c in classes if scores[c] >= threshold]
-                chosen = tuple(names[c] for c in kept), tuple(float(scores[c]) for c in kept)
-                yield Tags(video, tuple(kept), *chosen, known)
+        for one in score_shards(model, shards, layout, pool=pool, batch=batch):
+            rows: list[tuple[int, Tags]] = [(bad.index, _unreadable(bad)) for bad in one.batch.failures]
+            videos = zip(one.batch.numbers.tolist(), one.batch.ids, one.scores, strict=True)
+            best = ranked(one.scores, top).tolist() if len(one.scores) else []
+            for (number, video, scores), ranking in zip(videos, best, strict=True):
+                kept = [label for label in ranking if scores[label] >= threshold]
+                chosen = tuple(classes[c] for c in kept), tuple(float(scores[c]) for c in kept)
+                rows.append((number, Tags(video, tuple(kept), *chosen, known)))
+            yield from (row for _, row in sorted(rows, key=lambda row: row[0]))
 
 
-def write_tags(tags: Iterable[Tags], path: str | os.PathLike[str], *, submission: bool = False) -> int:
-    """Write tags to a .jsonl, .csv or .parquet file, whole or not at all; gives the number of videos.
-
-    submission  the CSV of the YouTube-8M challenge: VideoId and LabelConfidencePairs, "class score ..."
-    Raises UsageError OUT_SUFFIX.
-    """
-    path = Path(path)
-    writers: dict[str, Callable[[Path], Any]] = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if submission:
-        writers = {".csv": _submission}
-    if path.suffix.lower() not in writers:
-        raise UsageError("OUT_SUFFIX", f"{str(path)!r}: tags are written as {', '.join(writers)}")
-    count = 0
-    with replacing(path) as part, writers[path.suffix.lower()](part) as write:
-        for one in tags:
-            write(one)
-            count += 1
-    return count
-
-
-@contextmanager
-def _jsonl(part: Path) -> Iterator[Callable[[Tags], Any]]:
-    with part.open("w", encoding="utf-8") as file:
-        yield lambda one: file.write(json.dumps(msgspec.to_builtins(one), ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _csv(part: Path) -> Iterator[Callable[[Tags], Any]]:
-    with part.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(SCHEMA.names)
-        yield lambda one: table.writerow(
-            [
-                *(one.id, *(";".join(map(str, part)) for part in (one.classes, one.names, one.scores))),
-                str(one.comparable).lower(),
-            ]
-        )
-
-
-@contextmanager
-def _parquet(part: Path) -> Iterator[Callable[[Tags], Any]]:
-    with pq.ParquetWriter(part, SCHEMA) as table:
-        held: list[dict[str, Any]] = []
-
-        def write(one: Tags) -> None:
-            held.append(msgspec.structs.asdict(one))
-            if len(held) == 1000:
-                flush()
-
-        def flush() -> None:
-            table.write_table(pa.Table.from_pylist(held, schema=SCHEMA))
-            held.clear()
-
-        yield write
-        flush()
-
-
-@contextmanager
-def _submission(part: Path) -> Iterator[Callable[[Tags], Any]]:
-    with part.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("VideoId,LabelConfidencePairs\n")
-
-        def write(one: Tags) -> None:
-            pairs = (f"{c} {score:g}" for c, score in zip(one.classes, one.scores, strict=True))
-            file.write(f"{one.id},{' '.join(pairs)}\n")
-
-        yield write
+def _unreadable(bad: Failure) -> Tags:
+    return Tags(bad.path, (), (), (), code=bad.code, message=bad.message)

@@ -15,8 +15,9 @@ from marey.jobs.epochs import Epochs, Trained
 from marey.jobs.interrupt import stop_signals
 from marey.jobs.recognition import Recognition
 from marey.jobs.runs import Run, check_same, last_run, new_run
+from marey.jobs.tagging import Tagging
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import AnyRecipe, clip_recipe
+from marey.recipes.schema import AnyRecipe, TagRecipe
 from marey.training.distributed import gather, launch
 
 
@@ -62,8 +63,7 @@ def train(
 
 def task_of(recipe: AnyRecipe) -> Any:
     """What a recipe trains for: a class like Recognition."""
-    clip_recipe(recipe)
-    return Recognition
+    return Tagging if isinstance(recipe, TagRecipe) else Recognition
 
 
 def _folder(recipe: AnyRecipe, out: Path, resume: bool, given: Path | None) -> Path:

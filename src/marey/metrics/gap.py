@@ -8,7 +8,7 @@ positive has no AP.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from marey.metrics.topk import check_scores
 PAIR = np.dtype([("score", "<f4"), ("label", "<i4")])  # label: the class, or -1 - class where it is wrong
 IN_MEMORY = 64 * 2**20  # bytes of pairs kept before they go to a temporary file
 AT_ONCE = 4_000_000  # pairs sorted at once, about 200 MB
+ONE_PART = 2**19 * PAIR.itemsize  # bytes of pairs handed on at once
 _BUCKETS = 1 << 16
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -38,6 +39,7 @@ class Tagging(NamedTuple):
     map       mean AP of the classes that have a positive, on the same pairs; NaN if there is none
     map_2018  the same over all classes, 0 for those without a positive, as the 2018 code had it
     ap        float64 [C], AP of each class, NaN for one without a positive
+    positives  int64 [C], videos that have the class
     videos    how many there were
     """
 
@@ -47,6 +49,7 @@ class Tagging(NamedTuple):
     map: float
     map_2018: float
     ap: NDArray[np.float64]
+    positives: NDArray[np.int64]
     videos: int
 
 
@@ -59,6 +62,8 @@ class TaggingMetrics:
         print(metrics.result().gap)
 
     Only the k best pairs of a video are kept, 8 bytes each; beyond IN_MEMORY they lie in a temporary file.
+    Videos may be added in parts, `counts` and `pairs` of one being given to `join` of another: the numbers
+    are those of all videos in that order, to the last bit.
     """
 
     def __init__(self, num_classes: int, k: int = 20) -> None:
@@ -67,7 +72,8 @@ class TaggingMetrics:
                 "METRIC_ARGUMENT", f"num_classes is {num_classes}, k {k}; both must be 1 or more"
             )
         self.num_classes, self.k = num_classes, min(k, num_classes)
-        self.videos, self._hits, self._precision = 0, 0, 0.0
+        self.videos, self._hits = 0, 0
+        self._found = np.zeros(num_classes + 1, np.int64)  # for PERR, by the number of a video's labels
         self._positives = np.zeros(num_classes, np.int64)
         self._buckets = np.zeros(_BUCKETS, np.int64)
         self._pairs = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 - lives as long as this
@@ -86,13 +92,43 @@ class TaggingMetrics:
         values, hits = np.take_along_axis(s, best, axis=1), np.take_along_axis(positive, best, axis=1)
         self.videos += len(s)
         self._hits += int(hits[:, 0].sum())
-        self._precision += float(_equal_recall(s, positive, values, hits).sum())
+        count = positive.sum(axis=1)
+        self._found += np.bincount(
+            np.repeat(count, _equal_recall(s, positive, values, hits)), minlength=self.num_classes + 1
+        )
         self._positives += positive.sum(axis=0)
         pairs = np.empty(best.shape, PAIR)
         pairs["score"], pairs["label"] = values, np.where(hits, best, -1 - best)
         self._buckets += np.bincount(_descending(values).ravel() >> 16, minlength=_BUCKETS)
         self._pairs.seek(0, 2)
         self._pairs.write(pairs.tobytes())
+
+    def counts(self) -> Ints:
+        """What was counted, in one row of numbers that add up: int64 [2 + C + 1 + C + buckets]."""
+        return np.concatenate([[self.videos, self._hits], self._found, self._positives, self._buckets])
+
+    def pairs(self) -> Iterator[bytes]:
+        """What was kept of the videos, in their order, a few megabytes at a time."""
+        place = 0
+        while True:
+            self._pairs.seek(place)
+            data = self._pairs.read(ONE_PART)
+            if not data:
+                return
+            place += len(data)
+            yield data
+
+    def join(self, counts: Ints, pairs: Iterable[bytes]) -> None:
+        """Add the videos of another, with as many classes and the same k, behind those that are here."""
+        ends = np.cumsum([1, 1, self.num_classes + 1, self.num_classes])
+        videos, hits, found, positives, buckets = np.split(counts, ends)
+        self.videos, self._hits = self.videos + int(videos[0]), self._hits + int(hits[0])
+        self._found += found
+        self._positives += positives
+        self._buckets += buckets
+        for data in pairs:
+            self._pairs.seek(0, 2)
+            self._pairs.write(data)
 
     def result(self) -> Tagging:
         """The numbers of all videos so far; more may be added after. Raises MareyError NO_VIDEOS."""
@@ -111,11 +147,12 @@ class TaggingMetrics:
         ap = np.divide(totals, self._positives, out=np.full(self.num_classes, np.nan), where=known)
         return Tagging(
             hit_at_1=self._hits / self.videos,
-            perr=self._precision / self.videos,
+            perr=float((self._found[1:] / np.arange(1, self.num_classes + 1)).sum()) / self.videos,
             gap=total / max(int(self._positives.sum()), 1),
             map=float(ap[known].mean()) if known.any() else float("nan"),
             map_2018=float(ap[known].sum() / self.num_classes),
             ap=ap,
+            positives=self._positives.copy(),
             videos=self.videos,
         )
 
@@ -198,17 +235,18 @@ def multi_hot(labels: list[Any], num_classes: int, names: list[str] | None = Non
 
 def _equal_recall(
     s: Floats, positive: NDArray[np.bool_], values: Floats, hits: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Precision of each video at as many classes as it has labels; `values` and `hits` are of its k best."""
+) -> Ints:
+    """How many of a video's best classes, as many as it has labels, are labels; `values` and `hits` are of
+    its k best."""
     count = positive.sum(axis=1)
     right = np.cumsum(hits & (values > 0), axis=1)
     known = (count > 0) & (count <= right.shape[1])
-    precision = np.zeros(len(s))
-    precision[known] = right[known, count[known] - 1] / count[known]
+    found = np.zeros(len(s), np.int64)
+    found[known] = right[known, count[known] - 1]
     for row in np.flatnonzero(count > right.shape[1]):
         best = ranked(s[row : row + 1], int(count[row]))[0]
-        precision[row] = (positive[row, best] & (s[row, best] > 0)).sum() / count[row]
-    return precision
+        found[row] = (positive[row, best] & (s[row, best] > 0)).sum()
+    return found
 
 
 def _add_by_class(

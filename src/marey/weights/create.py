@@ -19,8 +19,8 @@ from marey.weights.native import Card, read_card
 from marey.weights.onnx import open_onnx
 from marey.weights.published import RELEASES, Release, family_preprocess, locate
 from marey.weights.reading import read_weights
-
 from marey.weights.releases import ava
+
 
 def create_model(
     name: str,
@@ -38,9 +38,10 @@ def create_model(
     overrides    keyword arguments of the network's class, for example segments=16 (see its docstring)
 
     The network has `preprocess` (of the checkpoint or release, else its family's), `class_names` (None where
-    unknown), `spec` (these arguments as plain data) and, with weights, `load_report`. Fresh weights come from
-    torch's global generator. Raises UsageError for names and values that do not fit, with the nearest ones,
-    and WeightsError as `load_weights` does.
+    unknown), `spec` (these arguments as plain data) and, with weights, `load_report`; with those of a
+    checkpoint also `metadata`, its Card as a plain dict. Fresh weights come from torch's global generator.
+    Raises UsageError for names and values that do not fit, with the nearest ones, and WeightsError as
+    `load_weights` does.
     """
     if weights is None:
         return _assemble(name, num_classes, None, None, overrides)
@@ -60,10 +61,10 @@ def create_model(
 def open_model(source: str | os.PathLike[str]) -> nn.Module:
     """The network of a checkpoint, a release or another published file, in evaluation mode, ready to predict.
 
-    It has what `create_model` gives it and, from a checkpoint, `metadata`: its Card as a plain dict. An .onnx
-    file of `marey export` gives an `OnnxModel`, which only predicts. Of other files the network is found as
-    `identify` says; what is assumed is told on stderr. Raises WeightsError: WEIGHTS_CARD where a checkpoint
-    contradicts itself, and those of `identify`, `load_weights` and `open_onnx`.
+    It has what `create_model` gives it. An .onnx file of `marey export` gives an `OnnxModel`, which only
+    predicts. Of other files the network is found as `identify` says; what is assumed is told on stderr.
+    Raises WeightsError: WEIGHTS_CARD where a checkpoint contradicts itself, and those of `identify`,
+    `load_weights` and `open_onnx`.
     """
     path = locate(source)
     if path.suffix == ".onnx":
@@ -158,7 +159,7 @@ def _assemble(
         model.load_report = fill(model, tensors, found)
         if origin and model.load_report.head == "loaded":
             model.class_names = origin.class_names
-    network: nn.Module = model
-    return network
     if isinstance(origin, Card):
         model.metadata = msgspec.to_builtins(origin)
+    network: nn.Module = model
+    return network

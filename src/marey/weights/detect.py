@@ -137,13 +137,19 @@ def identify(
         values = ", ".join(f"{key}={known[key].default}" for key in unseen)
         notes.append(f"tensors do not show {' and '.join(unseen)}: {values} assumed")
     segments = fit.overrides.get("segments", known["segments"].default if "segments" in known else 8)
-    notes.append(
     features = fit.model == "nextvlad"
     family = fit.model.partition("_")[0]
+    notes.append(
         "not a known release: no class names"
         if features
         else f"not a known release: preprocessing as of {family} assumed, no class names"
     )
+    clips = None if features else family_preprocess(fit.model, segments)
+    if clips is not None and found.layout is not None and found.layout.source == reskd.SOURCE:
+        clips = reskd.student_clips(clips)
+        notes.append(
+            f"a student of ResKD's: crops of {clips.crop} reduced to {clips.input_size}, as it was fed"
+        )
     return Identity(
         model=fit.model,
         num_classes=classes,
@@ -157,14 +163,14 @@ def identify(
 
 def release_of(path: Path, notes: list[str]) -> str | None:
     """The release that a file is, by its hash, else by its name; `notes` tells if hash and name differ."""
+    if path.is_dir():  # Paddle's, a file for each tensor
+        return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     for name, release in RELEASES.items():
         if release.sha256 and digest.startswith(release.sha256):
             return name
     if path.stem not in RELEASES:
-        return None
-    if path.is_dir():  # Paddle's, a file for each tensor
         return None
     if RELEASES[path.stem].sha256:
         notes.append(
@@ -241,13 +247,6 @@ def _slowfast(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
     return seen
 
 
-def _mvit(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
-    """Frames and sides of the clips that an MViT file's positions are made for."""
-    rows = {}
-    for name in ("pos_time", "pos_space"):
-        if held := found.filled.get(f"trunk.patches.{name}"):
-            rows[name] = tensors[held].numel() // max(tensors[held].shape[-1], 1) if tensors[held].ndim else 0
-    if len(rows) == 2:
 def _detector(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str, Any]]:
     """What a detector's file shows of its long-term operator and its context, in each way there is."""
     if not of_boxes(found):
@@ -265,19 +264,19 @@ def _detector(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str,
     yield from (seen, {**seen, "context": True})
 
 
+def _mvit(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
+    """Frames and sides of the clips that an MViT file's positions are made for."""
+    rows = {}
+    for name in ("pos_time", "pos_space"):
+        if held := found.filled.get(f"trunk.patches.{name}"):
+            rows[name] = tensors[held].numel() // max(tensors[held].shape[-1], 1) if tensors[held].ndim else 0
+    if len(rows) == 2:
         return {"frames": 2 * rows["pos_time"], "crop": 4 * round(rows["pos_space"] ** 0.5)}
     for axis in "th":
         if held := found.filled.get(f"trunk.blocks.0.attn.relative.{axis}"):
             rows[axis] = (len(tensors[held]) + 1) // 2 if tensors[held].ndim else 0
     return {"frames": 2 * rows["t"], "crop": 4 * rows["h"]} if len(rows) == 2 else {}
 
-
-def _fits(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> bool:
-    try:
-        _load(tensors, found, fit)
-    except (WeightsError, UsageError):
-        return False
-    return True
 
 def _nextvlad(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
     """The sizes of a NeXtVLAD; {} where its matrices are missing or none."""
@@ -302,6 +301,13 @@ def _nextvlad(tensors: Mapping[str, Tensor], found: Match) -> dict[str, Any]:
         seen["audio"] = shapes["audio.expansion.weight"][1]
     return seen
 
+
+def _fits(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> bool:
+    try:
+        _load(tensors, found, fit)
+    except (WeightsError, UsageError):
+        return False
+    return True
 
 
 def _load(tensors: Mapping[str, Tensor], found: Match, fit: Fit) -> None:

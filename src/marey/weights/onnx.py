@@ -26,7 +26,7 @@ class OnnxModel(nn.Module):
         super().__init__()
         self.session = session
         self.sides: list[Any] = session.get_inputs()[0].shape  # numbers, or names of what is free
-        self.preprocess: Preprocess = card.preprocess
+        self.preprocess: Preprocess | None = card.preprocess
         self.class_names, self.num_classes = card.class_names, card.num_classes
         self.spec = {"name": card.model, "num_classes": card.num_classes, "overrides": card.overrides}
         self.metadata = msgspec.to_builtins(card)
