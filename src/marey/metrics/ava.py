@@ -104,12 +104,13 @@ def frame_map(
     listed = np.unique(truth.action[truth.action > 0]) if names is None else np.array(sorted(names), np.int64)
     kept_truth, kept_found = np.isin(truth.action, listed), np.isin(found.action, listed)
     frames = _Frames(truth, found, kept_found)
+    listing, having = frames.marked(frames.truth), frames.marked(frames.found)
     counts = {
         "truths": int((truth.action > 0).sum()),
         "results": len(found.action),
-        "frames of the truth": len(np.unique(frames.truth)),
-        "frames of the results": len(np.unique(frames.found)),
-        "frames in both": len(np.intersect1d(frames.truth, frames.found)),
+        "frames of the truth": int(listing.sum()),
+        "frames of the results": int(having.sum()),
+        "frames in both": int((listing & having).sum()),
     }
     counts["truths of other classes"] = counts["truths"] - int(kept_truth.sum())
     counts["results of other classes"] = int((~kept_found).sum())
@@ -120,7 +121,7 @@ def frame_map(
         kept_found &= ~dropped[frames.found]
         counts["results in excluded frames"] = before - int(kept_found.sum())
     claims = _claims(truth, found, frames, kept_truth, kept_found, protocol, counts)
-    parts = [_of_class(*part, iou, ties) for part in claims.by_class(listed)]
+    parts = [_of_class(part, iou, ties) for part in claims.by_class(listed, truth, found, frames)]
     ap, lowest, highest = (np.array([part[place] for part in parts]) for place in range(3))
     known = ~np.isnan(ap)
     counts["matched"] = sum(part[3] for part in parts)
@@ -176,14 +177,18 @@ class _Frames:
         )
         self.count, self._videos, self._rank = len(self.codes), videos, np.argsort(np.argsort(first))
 
+    def marked(self, frames: Ints) -> Mask:
+        """bool [frames], those that occur."""
+        marks = np.zeros(self.count, np.bool_)
+        marks[frames] = True
+        return marks
+
     def named(self, keys: Collection[str]) -> Mask:
         """bool [frames], those with one of these names."""
         rows = make_rows(keys, np.zeros((len(keys), 4)), np.zeros(len(keys)), np.zeros(len(keys)))
         known = np.array([name in self._videos for name in rows.videos], np.bool_)
         rows = rows.take(known[rows.video]) if len(known) else rows
-        marked = np.zeros(self.count, np.bool_)
-        marked[self._rank[np.isin(self.codes, _codes(rows, self._videos))]] = True
-        return marked
+        return self.marked(self._rank[np.isin(self.codes, _codes(rows, self._videos))])
 
 
 def _codes(rows: Rows, videos: Mapping[str, int]) -> Ints:
@@ -197,25 +202,43 @@ def _codes(rows: Rows, videos: Mapping[str, int]) -> Ints:
 # Matching ---------------------------------------------------------------------------------------------
 
 
-class _Claims(NamedTuple):
-    """Truths and results that count, sorted by class; results in the order of their key frames."""
+class _Class(NamedTuple):
+    """Truths of a class that count, in the order of their key frames, and results, in that of the file."""
 
     true_frame: Ints
     true_box: Floats
-    true_action: Ints
     frame: Ints
-    box: Floats
-    action: Ints
     score: Floats
+    rows: Ints  # places of the results in `boxes`
+    boxes: Floats
+
+
+class _Claims(NamedTuple):
+    """Rows of truths and results that count, sorted by class, then key frame."""
+
+    truths: Ints
+    results: Ints
     unseen: int
 
-    def by_class(self, actions: Ints) -> Iterator[tuple[Ints, Floats, Ints, Floats, Floats]]:
-        """Of each class the key frames and boxes of its truths, then those of its results, and scores."""
-        edges = [np.searchsorted(column, actions) for column in (self.true_action, self.action)]
-        stops = [np.searchsorted(column, actions, "right") for column in (self.true_action, self.action)]
+    def by_class(self, actions: Ints, truth: Rows, found: Rows, frames: "_Frames") -> Iterator[_Class]:
+        """Those of each class."""
+        columns = truth.action[self.truths], found.action[self.results]
+        bounds = [
+            [np.searchsorted(column, actions, side) for side in ("left", "right")] for column in columns
+        ]
         for place in range(len(actions)):
-            a, b = slice(edges[0][place], stops[0][place]), slice(edges[1][place], stops[1][place])
-            yield self.true_frame[a], self.true_box[a], self.frame[b], self.box[b], self.score[b]
+            true, rows = (
+                part[low[place] : high[place]]
+                for part, (low, high) in zip((self.truths, self.results), bounds, strict=True)
+            )
+            yield _Class(
+                frames.truth[true],
+                truth.boxes[true],
+                frames.found[rows],
+                found.extra[rows],
+                rows,
+                found.boxes,
+            )
 
 
 def _claims(
@@ -227,9 +250,8 @@ def _claims(
     protocol: Protocol,
     counts: dict[str, int],
 ) -> _Claims:
-    seen = np.zeros(frames.count, np.bool_)
     if protocol == "activitynet":
-        seen[frames.truth] = True  # also by a row of a class that does not count, or of none
+        seen = frames.marked(frames.truth)  # also by a row of a class that does not count, or of none
         counts["results in frames that the truth does not list"] = int(
             (kept_found & ~seen[frames.found]).sum()
         )
@@ -238,78 +260,65 @@ def _claims(
         counts["results beyond the best 50 of a frame"] = int(kept_found.sum()) - len(chosen)
     else:
         true, chosen = np.flatnonzero(kept_truth), np.flatnonzero(kept_found)
-    boxes = found.boxes[chosen]
-    sound = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    boxes = found.boxes
+    sound = ((boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3]))[chosen]
     counts["results without area"] = int((~sound).sum())
-    chosen, boxes = (chosen, boxes) if sound.all() else (chosen[sound], boxes[sound])
-    seen[:] = False
-    seen[frames.truth[true]] = True
-    frame = frames.found[chosen]
+    chosen = chosen if sound.all() else chosen[sound]
+    seen, frame = frames.marked(frames.truth[true]), frames.found[chosen]
     if (np.diff(frame) < 0).any():  # the rows of a key frame do not lie together
-        order = np.argsort(frame, kind="stable")
-        chosen, frame, boxes = chosen[order], frame[order], boxes[order]
-    action = found.action[chosen].astype(np.int16)  # sorted by radix
-    order, theirs = np.argsort(action, kind="stable"), _by_class_and_frame(truth, frames, true)
+        chosen = chosen[np.argsort(frame, kind="stable")]
+    action = found.action[chosen].astype(np.int16)  # which is sorted by radix
     return _Claims(
-        frames.truth[theirs],
-        truth.boxes[theirs],
-        truth.action[theirs],
-        frame[order],
-        boxes[order],
-        action[order].astype(np.int64),
-        found.extra[chosen[order]],
+        true[np.lexsort((frames.truth[true], truth.action[true]))],
+        chosen[np.argsort(action, kind="stable")],
         int((~seen[frame]).sum()),
     )
 
 
-def _by_class_and_frame(truth: Rows, frames: _Frames, chosen: Ints) -> Ints:
-    """The chosen truths sorted by class, then key frame, then as they are."""
-    return chosen[np.lexsort((frames.truth[chosen], truth.action[chosen]))]
-
-
-def _of_class(
-    true_frame: Ints, true_box: Floats, frame: Ints, box: Floats, score: Floats, iou: float, ties: bool
-) -> tuple[float, float, float, int, int, int]:
+def _of_class(one: _Class, iou: float, ties: bool) -> tuple[float, float, float, int, int, int]:
     """AP, its lowest and highest value, matched, truths, results of one class."""
-    if not len(true_frame):
-        return np.nan, np.nan, np.nan, 0, 0, len(frame)
-    claimed = _claimed(true_frame, true_box, frame, box, iou)
-    right = np.zeros(len(frame), np.bool_)
-    by_score = np.argsort(-score, kind="stable")
-    claimants = by_score[claimed[by_score] >= 0]
-    right[claimants[np.unique(claimed[claimants], return_index=True)[1]]] = True
-    last = len(score) - 1
-    ranked = right[last - np.argsort(-score[::-1], kind="stable")]
-    ap = _average_precision(ranked, len(true_frame))
+    truths, results = len(one.true_frame), len(one.frame)
+    if not truths:
+        return np.nan, np.nan, np.nan, 0, 0, results
+    claimed = _claimed(one, iou)
+    order = np.argsort(-one.score, kind="stable")
+    claimants = np.flatnonzero(claimed[order] >= 0)  # places in the order
+    right = claimants[np.unique(claimed[order[claimants]], return_index=True)[1]]
+    ranked = -one.score[order]
+    low, high = (np.searchsorted(ranked, ranked[right], side) for side in ("left", "right"))
+    ap = _average_precision(low + high - 1 - right, truths)  # equal scores in reverse
     lowest = highest = ap
     if ties:
-        lowest = _average_precision(right[np.lexsort((right, -score))], len(true_frame))
-        highest = _average_precision(right[np.lexsort((~right, -score))], len(true_frame))
-    return ap, lowest, highest, int(right.sum()), len(true_frame), len(frame)
+        right.sort()
+        low, high = (np.searchsorted(ranked, ranked[right], side) for side in ("left", "right"))
+        before = np.arange(len(right)) - np.searchsorted(right, low)  # right ones of the same score
+        highest = _average_precision(low + before, truths)
+        lowest = _average_precision(high - 1 - before, truths)
+    return ap, lowest, highest, len(right), truths, results
 
 
-def _claimed(true_frame: Ints, true_box: Floats, frame: Ints, box: Floats, iou: float) -> Ints:
+def _claimed(one: _Class, iou: float) -> Ints:
     """int64 [results], the truth that each overlaps most, the first of equals; -1 where by less than `iou`.
 
-    Truths are sorted by key frame; the loop is over the truths of a key frame, all key frames at once.
+    The loop is over the truths of a key frame, all key frames at once.
     """
-    first = np.searchsorted(true_frame, frame)
-    count = np.searchsorted(true_frame, frame, "right") - first
-    claimed, most = np.full(len(frame), -1), np.full(len(frame), -np.inf)
+    first = np.searchsorted(one.true_frame, one.frame)
+    count = np.searchsorted(one.true_frame, one.frame, "right") - first
+    claimed, most = np.full(len(one.frame), -1), np.full(len(one.frame), -np.inf)
     asked = np.flatnonzero(count)
     for place in range(int(count.max(initial=0))):
         asked = asked[count[asked] > place]
         theirs = first[asked] + place
-        shared = overlaps(box[asked], true_box[theirs])
+        shared = overlaps(one.boxes[one.rows[asked]], one.true_box[theirs])
         better = shared > most[asked]
         most[asked[better]], claimed[asked[better]] = shared[better], theirs[better]
     claimed[most < iou] = -1
     return claimed
 
 
-def _average_precision(right: Mask, truths: int) -> float:
-    """Area under the precision envelope of a ranking."""
-    hits = np.flatnonzero(right)
+def _average_precision(right: Ints, truths: int) -> float:
+    """Area under the precision envelope of a ranking whose places `right` are right."""
+    hits = np.sort(right)
     precision = np.arange(1, len(hits) + 1) / (hits + 1)
     recall = np.arange(len(hits) + 1) / truths
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -373,8 +382,8 @@ def result_rows(
     custom     actions that columns 1, 2, ... stand for; None: 1, 2, ...
     single     only the best class of a box counts (softmax scores, one action per person)
     """
-    keys, boxes, actions, scores = list[str](), list[Floats](), list[Ints](), list[Floats]()
-    for key, box, score in frames:
+    boxes, actions, scores = list[Floats](), list[Ints](), list[Floats]()
+    for _, box, score in frames:
         table = np.asarray(score)
         limits = np.broadcast_to(np.asarray(threshold, np.float64), table.shape[1:])[1:]
         above = table[:, 1:] > limits
@@ -382,13 +391,21 @@ def result_rows(
             best = table[:, 1:].argmax(axis=1)
             above &= np.arange(table.shape[1] - 1) == best[:, None]
         column, row = np.nonzero(above.T)
-        keys += [key] * len(row)
         boxes.append(np.asarray(box, np.float64).reshape(-1, 4)[row])
         actions.append(column + 1)
         scores.append(table[row, column + 1].astype(np.float64))
+    empty = np.zeros(len(frames))
+    keys = make_rows([key for key, *_ in frames], np.zeros((len(frames), 4)), empty, empty)
+    counts = np.array([len(action) for action in actions], np.int64)
     action = np.concatenate([np.empty(0, np.int64), *actions])
     if custom is not None:
         action = np.asarray(custom, np.int64)[action - 1]
-    return make_rows(
-        keys, np.concatenate([np.empty((0, 4)), *boxes]), action, np.concatenate([np.empty(0), *scores])
+    return Rows(
+        keys.videos,
+        np.repeat(keys.video, counts),
+        np.repeat(keys.second, counts),
+        np.concatenate([np.empty((0, 4)), *boxes]),
+        action,
+        np.concatenate([np.empty(0), *scores]),
+        np.arange(1, len(action) + 1),
     )
