@@ -18,6 +18,7 @@ import pickletools
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -300,16 +301,22 @@ def _build(target: Any, state: Any) -> None:
         raise WeightsError("WEIGHTS_UNSAFE", f"the file sets the state of a {type(target).__name__}")
 
 
-def read_pickle(path: Path, most: int | None = None) -> Any:
+def read_pickle(path: Path, most: int | None = None, *, mapped: bool = False) -> Any:
     """What a PyTorch file (zip or legacy) or a bare pickle holds: tensors, arrays, numbers, text, containers.
 
-    most  instructions that it may have (a second for a million or so); None: MOST_OPCODES
+    most    instructions that it may have (a second for a million or so); None: MOST_OPCODES
+    mapped  tensors of PyTorch's zip files stay on disk and are read where they are used, for large files;
+            writing to them does not change the file
     Raises WeightsError: WEIGHTS_UNSAFE naming what the file asks for, WEIGHTS_DAMAGED, WEIGHTS_LIMIT.
     """
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            return _read_zip(file, size, most) if file.peek(2)[:2] == b"PK" else _read_bare(file, size, most)
+            return (
+                _read_zip(file, size, most, mapped)
+                if file.peek(2)[:2] == b"PK"
+                else _read_bare(file, size, most)
+            )
     except WeightsError as error:
         raise WeightsError(error.code, f"{str(path)!r}: {error.message}") from None
     except Exception as error:  # a damaged file can break any step
@@ -319,7 +326,7 @@ def read_pickle(path: Path, most: int | None = None) -> Any:
         ) from None
 
 
-def _read_zip(file: BinaryIO, size: int, most: int | None) -> Any:
+def _read_zip(file: BinaryIO, size: int, most: int | None, mapped: bool) -> Any:
     """Refuses archives that PyTorch does not write: their entries can declare far more than there is."""
     archive, declared, inner = zipfile.ZipFile(file), 0, ""
     for entry in archive.infolist():
@@ -340,13 +347,23 @@ def _read_zip(file: BinaryIO, size: int, most: int | None) -> Any:
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
         raise ValueError("numbers in big-endian order")
 
+    memory = np.memmap(file, np.uint8, "c") if mapped else np.empty(0, np.uint8)
+
     def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
         if key not in made:
             entry = archive.getinfo(f"{folder}data/{key}")
             if entry.file_size != count * dtype.itemsize:
                 raise ValueError(f"tensor memory {key} has {entry.file_size} bytes for {count} elements")
-            content = bytearray(archive.read(entry))
-            made[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            content: Any = bytearray(b"" if mapped else archive.read(entry))
+            if mapped and entry.file_size:
+                file.seek(entry.header_offset + 26)
+                start = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+                content = memory[start : start + entry.file_size]
+                if zlib.crc32(content) != entry.CRC:
+                    raise ValueError(f"tensor memory {key} has changed")
+            made[key] = (
+                torch.frombuffer(content, dtype=dtype) if len(content) else torch.empty(0, dtype=dtype)
+            )
         return made[key]
 
     return unpickle(io.BytesIO(archive.read(inner)), size, storage, most)
