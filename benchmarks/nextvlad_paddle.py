@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 os.environ.setdefault("GLOG_minloglevel", "3")
-warnings.simplefilter("ignore")
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
@@ -103,6 +102,7 @@ def parameter(layer: nn.Layer, value: np.ndarray) -> paddle.Tensor:
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     with np.load(sys.argv[1]) as file:
         weights = {name: file[name] for name in file.files}
     settings = json.loads(str(weights.pop("settings")))
