@@ -65,6 +65,21 @@ def test_equal_scores_form_one_threshold_as_published():
     assert mmit_mean_average_precision(scores, targets) == pytest.approx(left_out, abs=1e-14)
 
 
+def test_the_figures_of_reskd_on_activitynet_like_labels_are_met():
+    expected = json.loads((Path(__file__).parent / "oracles" / "reskd_mean_ap.json").read_text())
+    scores = np.array(expected["scores"], np.float32)  # with ties, as its softmax outputs have
+    targets = np.zeros(scores.shape, int)
+    for row, labels in enumerate(expected["labels"]):
+        targets[row, labels] = 1
+    per_class = average_precision(scores, targets)
+    without = np.flatnonzero(np.isnan(per_class)).tolist()
+    assert without == expected["classes_without_positives"]
+    known = [np.nan if value is None else value for value in expected["per_class"]]
+    np.testing.assert_allclose(per_class, known, atol=1e-11)
+    mean = mean_average_precision(scores, targets)
+    assert mean == pytest.approx(expected["mean_average_precision"], abs=1e-11)
+
+
 @given(seed=integers(0, 999), rows=integers(1, 40), classes=integers(1, 6), levels=integers(1, 9))
 def test_every_class_follows_the_definition(seed, rows, classes, levels):
     rng = np.random.RandomState(seed)

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis.strategies import integers
 
 from marey.errors import DataError, MareyError
-from marey.metrics.topk import class_accuracy, confusion_matrix, mean_class_accuracy, top_k_accuracy
+from marey.metrics.topk import (
+    class_accuracy,
+    confusion_matrix,
+    mean_class_accuracy,
+    multi_label_top_k_accuracy,
+    top_k_accuracy,
+)
 
 ORACLE = json.loads((Path(__file__).parent / "oracles" / "metrics.json").read_text())
 
@@ -83,6 +89,48 @@ def test_a_class_that_is_only_predicted_counts_as_wrong():
 def test_float32_scores_are_compared_as_they_are():
     scores = np.array([[0.1, 0.2, 0.2 + 1e-7]], np.float32)
     assert top_k_accuracy(scores, [2], 1) == 1.0
+
+
+RESKD = json.loads((Path(__file__).parent / "oracles" / "reskd_mean_ap.json").read_text())
+
+
+def test_single_label_figures_are_reskds():
+    expected, scores = RESKD["single_label_metrics"], np.array(RESKD["scores"], np.float32)
+    labels = np.array(expected["labels"])
+    assert labels.tolist() == [row[0] for row in RESKD["labels"]]
+    assert top_k_accuracy(scores, labels, 1) == pytest.approx(expected["top1"], abs=1e-12)
+    assert top_k_accuracy(scores, labels, 5) == pytest.approx(expected["top5"], abs=1e-12)
+    mean = mean_class_accuracy(scores, labels)
+    assert mean == pytest.approx(expected["mean_class_accuracy"], abs=1e-12)
+
+
+def hot(labels, classes):
+    targets = np.zeros((len(labels), classes), int)
+    for row, several in enumerate(labels):
+        targets[row, list(several)] = 1
+    return targets
+
+
+def test_any_of_several_labels_among_the_best_is_a_hit():
+    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.4, 0.4, 0.2]])
+    targets = hot([(1, 2), (0, 1), (), (1,)], 3)
+    assert multi_label_top_k_accuracy(scores, targets, 1) == pytest.approx(1 / 3), (
+        "equal scores: lowest class"
+    )
+    assert multi_label_top_k_accuracy(scores, targets, 2) == 1.0
+    assert np.isnan(multi_label_top_k_accuracy(scores, np.zeros((4, 3)), 1))
+    for wrong in ((scores, targets[:2], 1), (scores, targets, 0)):
+        with pytest.raises(MareyError):
+            multi_label_top_k_accuracy(*wrong)
+
+
+def test_on_single_labels_both_top_k_agree_and_stay_within_one():
+    scores, labels = np.array(RESKD["scores"]), np.array(RESKD["single_label_metrics"]["labels"])
+    for k in (1, 3, 5, 12, 20):
+        assert multi_label_top_k_accuracy(scores, hot([[y] for y in labels], 12), k) == top_k_accuracy(
+            scores, labels, k
+        )
+        assert 0 <= multi_label_top_k_accuracy(scores, hot(RESKD["labels"], 12), k) <= 1
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """Multiply-adds and parameters, against figures that were measured on the original networks."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,7 @@ from torch.nn import functional as F
 from marey.models import build
 from marey.models.cost import macs, parameters
 from marey.models.nonlocal_ import NonLocal
-from marey.models.shell import shell
+from marey.models.shell import ShapesOnly, shell
 
 # model, frames, crop: GMACs; counted by shape on the original code, 400 classes
 MEASURED = {
@@ -66,6 +69,44 @@ SIZES = {
 def test_multiply_adds_are_those_of_the_original_to_the_last_digit(name, frames, crop):
     model = shell(name, **({"segments": frames} if name.startswith("ts") else {}))
     assert f"{macs(model, (3, frames, crop, crop)) / 1e9:.3f}" == f"{MEASURED[name, frames, crop]:.3f}"
+
+
+RESKD = json.loads((Path(__file__).parent / "oracles" / "reskd_cost.json").read_text())
+OURS = {  # network -> our name, and the classes its parameters count
+    **{f"TSN ResNet-{depth}": (f"tsn_r{depth}", 200) for depth in (18, 34, 50, 101, 152)},
+    "TSM ResNet-50": ("tsm_r50", 174),
+    "SlowOnly ResNet-50": ("slowonly_r50", 400),
+    **{f"Video Swin-{size}": (f"swin3d_{size.lower()}", 400) for size in "TSB"},
+}
+
+
+@pytest.fixture(scope="module")
+def shells():
+    """Every network of ResKD once."""
+    made = {}
+    for network, frames in {(row[0], row[2]) for row in RESKD["rows"]}:
+        name, classes = OURS[network]
+        made[network] = shell(name, classes, **({"segments": frames} if name.startswith("ts") else {}))
+    return made
+
+
+@pytest.mark.parametrize("row", RESKD["rows"], ids=lambda row: f"{row[0]} {row[1]}")
+def test_cost_parameters_and_maps_are_reskds_at_every_resolution(shells, row):
+    network, side, frames, gmacs, mparams, feature = row
+    model = shells[network]
+    digits = len(str(gmacs).partition(".")[2])
+    found = macs(model, (3, frames, side, side))
+    if network.startswith("TSM"):  # it classifies each frame; ResKD counts one classification of their mean
+        found -= (frames - 1) * 2048 * 174
+    assert found / 1e9 == pytest.approx(gmacs, abs=0.51 * 10**-digits)
+    assert f"{parameters(model) / 1e6:.3f}" == f"{mparams:.3f}"
+    if network in ("Video Swin-B", "Video Swin-S"):  # slow; the maps of Swin-T have the same sides
+        return
+    clip = torch.empty((1, 3, frames, side, side), device="meta")
+    with torch.no_grad(), ShapesOnly():
+        shape = model.eval().features(clip).shape
+    of_frames = [shape[1], *shape[-2:]] if len(feature) == 3 else shape[1:]
+    assert list(of_frames) == feature
 
 
 @pytest.mark.parametrize("name", SIZES)

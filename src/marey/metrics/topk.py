@@ -1,4 +1,4 @@
-"""Single-label accuracy from scores: top-k, mean over classes, confusion matrix.
+"""Accuracy from scores: top-k, mean over classes, confusion matrix.
 
 Equal scores are ranked by ascending class index, everywhere. (open-mmlab/mmaction2@v0.24.1,
 mmaction/core/evaluation/accuracy.py, leaves the order of ties in top-k to numpy's sort.)
@@ -25,6 +25,25 @@ def top_k_accuracy(scores: ArrayLike, labels: ArrayLike, k: int = 1) -> float:
     own = s[np.arange(len(y)), y][:, None]
     before = (s > own) | ((s == own) & (np.arange(s.shape[1]) < y[:, None]))
     return float(np.mean(before.sum(axis=1) < k))
+
+
+def multi_label_top_k_accuracy(scores: ArrayLike, targets: ArrayLike, k: int = 1) -> float:
+    """Share, 0..1, of samples of which any label is among the k largest scores; NaN if none has a label.
+
+    scores   real [N, C], higher is surer
+    targets  [N, C], 1 for labels
+    Samples without a label are left out. (CVMI-Lab/ResKD@c6b85a3 compares each sample with all others on such
+    data, and can reach 5.0.)
+    """
+    if k < 1:
+        raise MareyError("METRIC_ARGUMENT", f"top-k accuracy needs k >= 1, not {k}")
+    s, positive = check_scores(scores), np.asarray(targets) == 1
+    if s.shape != positive.shape:
+        raise MareyError("SCORES_SHAPE", f"targets {list(positive.shape)} for scores {list(s.shape)}")
+    best = np.argsort(-s, axis=1, kind="stable")[:, :k]
+    hit = np.asarray(np.take_along_axis(positive, best, axis=1).any(axis=1))
+    labelled = np.asarray(positive.any(axis=1))
+    return float(hit[labelled].mean()) if labelled.any() else float("nan")
 
 
 def mean_class_accuracy(
