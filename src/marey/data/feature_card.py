@@ -116,7 +116,7 @@ def feature_card(paths: Iterable[str | os.PathLike[str]]) -> FeatureCard | None:
 
 
 def not_comparable(trained_on: str | None, card: FeatureCard | None) -> str | None:
-    """Why the scores of a network on these records mean nothing; None: they do, or nothing is known.
+    """A warning that the scores of a network on these records mean nothing; None: they do, or who knows.
 
     trained_on  fingerprint of the features that it was trained on, or YOUTUBE8M; None: not known
     """
@@ -128,4 +128,8 @@ def not_comparable(trained_on: str | None, card: FeatureCard | None) -> str | No
         ours = f"these are YouTube-8M's own, or have no {NAME} beside them"
     else:
         ours = f"these, {given[:8]}, are of {card.made_by.get('rgb', {}).get('model', 'something else')}"
-    return f"the network was trained on {theirs} and {ours}: its scores are not comparable, and mean nothing"
+    warning = DataError(
+        "FEATURES_DIFFER",
+        f"the network was trained on {theirs} and {ours}: its scores are not comparable, and mean nothing",
+    )
+    return f"{warning.code}: {warning.message}"

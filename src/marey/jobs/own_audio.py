@@ -46,14 +46,14 @@ class OwnAudio:
             elif self.source.suffix == ".npz":
                 self._archive = np.load(self.source, allow_pickle=False)
             elif not self.source.is_dir():
-                raise self._wrong("NOT_FOUND", "neither a folder, nor an .npz or .parquet file")
+                raise self._missing()
         except FileNotFoundError:
-            raise self._wrong("NOT_FOUND", "no such file or folder") from None
+            raise self._missing() from None
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise self._wrong("AUDIO_FEATURES", f"cannot be read ({error})") from None
+            raise self._wrong(f"cannot be read ({error})") from None
         first = next((rows for rows in map(self._rows, names) if rows is not None), None)
         if first is None:
-            raise self._wrong("AUDIO_FEATURES", f"nothing for any of {len(names)} videos, as {names[0]!r}")
+            raise self._wrong(f"nothing for any of {len(names)} videos, as {names[0]!r}")
         self._check(first, "")
         self.width, self.bytes = first.shape[1], first.dtype == np.uint8
 
@@ -66,7 +66,7 @@ class OwnAudio:
         if rows.shape[1] != self.width or (rows.dtype == np.uint8) != self.bytes:
             kind = "bytes" if self.bytes else "floats"
             reason = f"{rows.dtype} {list(rows.shape)}, but those before it are {kind} [rows, {self.width}]"
-            raise self._wrong("AUDIO_FEATURES", f"{name!r} is {reason}")
+            raise self._wrong(f"{name!r} is {reason}")
         return rows if self.bytes else rows.astype(np.float32)
 
     def _names(self, name: str) -> list[str]:
@@ -88,17 +88,21 @@ class OwnAudio:
                         if file.is_file():
                             return _array(file)
             except (OSError, ValueError, EOFError, KeyError, safetensors.SafetensorError) as error:
-                raise self._wrong("AUDIO_FEATURES", f"{key!r} cannot be read ({error})") from None
+                raise self._wrong(f"{key!r} cannot be read ({error})") from None
         return None
 
     def _check(self, rows: Rows, name: str) -> None:
         wrong = rows.ndim != 2 or not rows.shape[1] or (rows.dtype != np.uint8 and rows.dtype.kind != "f")
         if wrong or not np.isfinite(rows).all():
             reason = f"{rows.dtype} {list(rows.shape)}; needed are finite floats or uint8, [rows, width]"
-            raise self._wrong("AUDIO_FEATURES", f"{name!r} is {reason}" if name else reason)
+            raise self._wrong(f"{name!r} is {reason}" if name else reason)
 
-    def _wrong(self, code: str, reason: str) -> DataError:
-        return DataError(code, f"audio features {str(self.source)!r}: {reason}")
+    def _wrong(self, reason: str) -> DataError:
+        return DataError("AUDIO_FEATURES", f"audio features {str(self.source)!r}: {reason}")
+
+    def _missing(self) -> DataError:
+        reason = "no folder, and no .npz or .parquet file"
+        return DataError("NOT_FOUND", f"audio features {str(self.source)!r}: {reason}")
 
 
 def _array(file: Path) -> Rows:
