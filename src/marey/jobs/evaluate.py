@@ -99,9 +99,18 @@ def check_complete(scored: Scored, listed: int, allowed: float) -> None:
 
 
 def measure(
-    scored: Scored, clips: ClipList, num_classes: int, multi_label: bool, average: str
+    scored: Scored,
+    clips: ClipList,
+    num_classes: int,
+    multi_label: bool,
+    average: str,
+    *,
+    sigmoids: bool = True,
 ) -> dict[str, Any]:
-    """Metrics over the scored clips: `metrics` (in 0..1, and the mean loss), `per_class`, `confusion`."""
+    """Metrics over the scored clips: `metrics` (in 0..1, and the mean loss), `per_class`, `confusion`.
+
+    sigmoids  with multi_label: how logits become probabilities; False: by a softmax
+    """
     if average == "none":  # views of one clip need not agree, nor be as many as another's
         return {"metrics": {}, "per_class": {"count": clips.counts(num_classes)}}
     scores = np.stack(scored.scores)
@@ -114,7 +123,7 @@ def measure(
             "metrics": {
                 "map": mean_average_precision(scores, targets),
                 "mmit_map": mmit_mean_average_precision(scores, targets),
-                "loss": _binary_loss(scores, targets, average),
+                "loss": _binary_loss(scores, targets, average, sigmoids=sigmoids),
             },
             "per_class": {"count": targets.sum(0), "ap": average_precision(scores, targets)},
         }
@@ -134,14 +143,20 @@ def measure(
 
 
 def _loss(scores: np.ndarray, truth: np.ndarray, average: str) -> float:
+    sure = _softmax(scores) if average == "score" else scores
+    return float(-np.log(np.maximum(sure[np.arange(len(truth)), truth], 1e-12)).mean())
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    scores = np.exp(scores - scores.max(1, keepdims=True))
+    shares: np.ndarray = scores / scores.sum(1, keepdims=True)
+    return shares
+
+
+def _binary_loss(scores: np.ndarray, targets: np.ndarray, average: str, *, sigmoids: bool) -> float:
+    sure = scores
     if average == "score":
-        scores = np.exp(scores - scores.max(1, keepdims=True))
-        scores = scores / scores.sum(1, keepdims=True)
-    return float(-np.log(np.maximum(scores[np.arange(len(truth)), truth], 1e-12)).mean())
-
-
-def _binary_loss(scores: np.ndarray, targets: np.ndarray, average: str) -> float:
-    sure = 1 / (1 + np.exp(-scores)) if average == "score" else scores
+        sure = 1 / (1 + np.exp(-scores)) if sigmoids else _softmax(scores)
     return float(-np.log(np.maximum(np.where(targets, sure, 1 - sure), 1e-12)).mean())
 
 
@@ -156,7 +171,8 @@ def results(
 ) -> dict[str, Any]:
     """What results.json holds: the numbers, what they were measured on and by which protocol."""
     average = recipe.clips.average
-    found = measure(scored, clips, len(classes), multi_label=bool(recipe.data.multi_label), average=average)
+    several, sigmoids = bool(recipe.data.multi_label), recipe.data.independent
+    found = measure(scored, clips, len(classes), several, average, sigmoids=sigmoids)
     columns = found["per_class"]
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     published, why = expected(recipe, protocol, classes, checkpoint)
@@ -259,7 +275,7 @@ def test(
             plan.clips.test,
             fabric=fabric,
             pool=pool,
-            multi_label=several,
+            multi_label=plan.data.independent,
             views_per_forward=plan.testing.views_per_forward,
             progress=Progress("testing", quiet=not fabric.is_global_zero),
         )

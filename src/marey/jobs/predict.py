@@ -73,7 +73,7 @@ def predict(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network: Any = folded(model if isinstance(model, nn.Module) else open_model(model)).to(place)
     data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
-    several, labels = bool(data.get("multi_label")), network.class_names
+    several, labels = data.get("multi_label") and data.get("labels", "each") == "each", network.class_names
     names = [sources] if isinstance(sources, str | os.PathLike) else sources
     for source in expand(names, template=template):
         try:
@@ -84,7 +84,7 @@ def predict(
                     logits = view_logits(network, views, network.preprocess, place, views_per_forward)
                     if network.preprocess.average == "score":
                         logits = logits.mean(0, keepdim=True)
-                    scores = average_views(logits, "prob", multi_label=several).numpy()
+                    scores = average_views(logits, "prob", multi_label=bool(several)).numpy()
                     best = []
                     for label in np.argsort(-scores, kind="stable")[:top].tolist():
                         name = labels[label] if labels else str(label)

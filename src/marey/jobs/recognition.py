@@ -28,6 +28,8 @@ from marey.weights.native import save_checkpoint
 
 MIXING = 2**32  # the first process mixes its batches by this stream of random numbers, the next by the next
 
+LABEL = 2**33  # and draws one of a copy's labels by this one
+
 
 class Examples(NamedTuple):
     """A batch: clip float [B, 3, T, H, W], targets int64 [B] or float [B, C]; how many of the B count."""
@@ -62,6 +64,7 @@ class Recognition:
         self.size, self.validates = len(self.clips), lists.val is not None
         self.classes = setup.class_names(lists, recipe.model.num_classes or 0)
         self.steps = steps_per_epoch(self.size, self.plan.batch, fabric.world_size)
+        self.seen = recipe.clips  # how pixels become what `examples` gives
         self.network, report = setup.build_model(recipe, seed)
         self.learner = self.network
         self.notes = [*_data_notes(lists, recipe), *([report.summary()] if report is not None else [])]
@@ -86,7 +89,7 @@ class Recognition:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of class logits [B, C]."""
-        if self.recipe.data.multi_label:
+        if self.recipe.data.independent:
             return multi_label_loss(logits, targets, class_weights=self.weights)
         smoothing = self.plan.label_smoothing
         return classification_loss(logits, targets, smoothing=smoothing, class_weights=self.weights)
@@ -136,22 +139,36 @@ class Recognition:
 
     def _on_device(self, batch: Batch, epoch: int) -> Examples:
         """The network's input, with what `training.augment` does to each clip on its own."""
-        frames, targets, real = batch.frames, batch.targets, len(batch.frames)
+        frames, targets, real = batch.frames, self._targets(batch, epoch), len(batch.frames)
         places = zip(batch.indices.tolist(), batch.copies.tolist(), strict=True)
         rngs = [copy_rng(self.seed, epoch, index, number, device=True) for index, number in places]
         if real == 0:  # a stand-in without weight, so that the other processes are not left waiting
             shape = (1, self.recipe.clips.frames, self.recipe.clips.crop, self.recipe.clips.crop, 3)
             frames = torch.zeros(shape, dtype=torch.uint8)
-            targets = torch.zeros((1, *batch.targets.shape[1:]), dtype=batch.targets.dtype)
+            targets = torch.zeros((1, *targets.shape[1:]), dtype=targets.dtype)
         device, augment = self.fabric.device, self.plan.augment
         mirrored = batch.mirrored if real else None
         frames = frames.to(device, non_blocking=True)
         if real:
             frames = rand_augment(frames, augment.rand, rngs)
-        clip = normalize(frames, self.recipe.clips, mirrored)
+        clip = normalize(frames, self.seen, mirrored)
         if real:
             clip = random_erase(clip, augment.erasing, rngs)
         return Examples(clip, targets.to(device), real)
+
+    def _targets(self, batch: Batch, epoch: int) -> Tensor:
+        """The targets as the loss takes them: of several labels each, one that is drawn, or a share each."""
+        data, several = self.recipe.data, batch.targets
+        if not data.multi_label or data.independent or not len(several):
+            return several
+        if data.labels == "shared":
+            return several / several.sum(1, keepdim=True)
+        drawn = []
+        for row, index, copy in zip(several, batch.indices.tolist(), batch.copies.tolist(), strict=True):
+            labels = row.nonzero().flatten()
+            rng = generator(self.seed, epoch, index, LABEL + copy)
+            drawn.append(labels[int(rng.integers(len(labels)))])
+        return torch.stack(drawn)
 
     def _mixed(self, examples: Examples, epoch: int, step: int) -> Examples:
         """The batch with its clips and targets mixed, by draws of its own step and process."""
@@ -185,7 +202,7 @@ class Recognition:
             recipe.clips.val,
             fabric=self.fabric,
             pool=self.pool,
-            multi_label=bool(recipe.data.multi_label),
+            multi_label=recipe.data.independent,
             views_per_forward=recipe.testing.views_per_forward,
         )
         check_complete(scored, len(clips), recipe.data.max_bad_test)

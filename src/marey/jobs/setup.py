@@ -102,6 +102,11 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     given = lists.given()
     if any(len(clips.unlike(0)) < len(clips) and not clips.multi_label for clips in given):
         raise DataError("LABEL_COUNT", "training and testing need a label for every clip; some list has none")
+    if recipe.data.labels != "each" and lists.train and len(lists.train.unlike(0)) < len(lists.train):
+        raise DataError(
+            "LABEL_COUNT",
+            f"data.labels={recipe.data.labels} needs a label for every clip of {lists.train.name}",
+        )
     names = same_classes(*given)
     fixed = recipe.model.num_classes
     count = fixed or max(len(names or ()), *(clips.num_classes for clips in given))
@@ -114,7 +119,9 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     several = any(clips.multi_label for clips in given)
     return msgspec.structs.replace(
         recipe,
-        model=msgspec.structs.replace(recipe.model, num_classes=count, options=_segmented(recipe)),
+        model=msgspec.structs.replace(
+            recipe.model, num_classes=count, options=segmented(recipe.model, recipe.clips.frames)
+        ),
         data=msgspec.structs.replace(data, multi_label=several, **full),
         clips=_mirrored(recipe.clips, names),
     )
@@ -127,9 +134,8 @@ def _mirrored(clips: Preprocess, names: Sequence[str] | None) -> Preprocess:
     return msgspec.structs.replace(clips, flip_labels=mirror_pairs(names))
 
 
-def _segmented(recipe: Recipe) -> dict[str, Any]:
-    """The network's options, with as many segments as the clips have frames where the network counts them."""
-    plan, frames = recipe.model, recipe.clips.frames
+def segmented(plan: Model, frames: int) -> dict[str, Any]:
+    """A network's options, with as many segments as the clips have frames where the network counts them."""
     if plan.name not in MODELS or "segments" not in signature(MODELS[plan.name]).parameters:
         return plan.options
     if plan.options.get("segments", frames) != frames:

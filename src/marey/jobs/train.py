@@ -10,6 +10,7 @@ import torch
 
 from marey.data.workers import Pool
 from marey.jobs import setup
+from marey.jobs.distillation import Distillation
 from marey.jobs.doctor import environment
 from marey.jobs.epochs import Epochs, Trained
 from marey.jobs.interrupt import stop_signals
@@ -63,7 +64,9 @@ def train(
 
 def task_of(recipe: AnyRecipe) -> Any:
     """What a recipe trains for: a class like Recognition."""
-    return Tagging if isinstance(recipe, TagRecipe) else Recognition
+    if isinstance(recipe, TagRecipe):
+        return Tagging
+    return Distillation if recipe.distill else Recognition
 
 
 def _folder(recipe: AnyRecipe, out: Path, resume: bool, given: Path | None) -> Path:

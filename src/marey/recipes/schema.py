@@ -43,6 +43,9 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seconds           time limit for one clip, after which its file counts as bad
     max_bad           largest share of the training files that may be unreadable (skipped, counted, named)
     max_bad_test      the same for validation and test; above 0 the result says how many are missing
+    labels            how clips with several labels are learnt. "each": every class is a yes-or-no question
+                      (sigmoids); "one": one of the clip's labels, drawn at each visit (softmax), as ResKD
+                      does; "shared": the target is spread evenly over them (softmax)
     class_power       None: every clip once an epoch; else classes are drawn with probability share ** power
                       (0: all equally often), MMAction2's sample_by_class
     """
@@ -61,7 +64,13 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seconds: float = 60.0
     max_bad: float = 0.01
     max_bad_test: float = 0.0
+    labels: Literal["each", "one", "shared"] = "each"
     class_power: float | None = None
+
+    @property
+    def independent(self) -> bool:
+        """Whether classes are questions of their own, answered by sigmoids."""
+        return bool(self.multi_label) and self.labels == "each"
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -118,6 +127,70 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise UsageError("RECIPE_VALUE", "training.ema and training.label_smoothing must be 0 to below 1")
 
 
+class Distill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a student, the recipe's `model`, learns from a teacher besides the labels.
+
+    teacher      which network teaches, and with which weights. It sees the training's whole crop
+                 (`clips.crop`), the student the same one reduced (`clips.input_size`)
+    feature_mse  weight of the mean squared difference of the two last maps, over all their elements
+    map_kl       weight of the divergence of the class probabilities at every place of the map: both maps go
+                 through their own classifiers; channels may differ
+    logit_kl     weight of the divergence of the two predictions; for any two networks with the same classes
+    labels       weight of the labels' own loss
+    temperature  that logits are divided by in both divergences, which are multiplied by its square
+    map_mean     unit of map_kl: "positions", mean over places; or "elements", over classes too, as published
+    statistics   of the teacher's batch norms: "running", its own, or "batch", those of the clips of a step
+    drop_path    the teacher drops branches at random as in training (transformers)
+    projection   the student's map passes a learnt 1 x 1 x 1 convolution to the teacher's channels before
+                 feature_mse; it is not saved with the student
+    pool_time    where the two maps differ in moments, average the longer one; else that is refused
+    precision    of the teacher: "32", "bf16" autocast, or "auto": bf16 on a GPU that has it, else 32
+    compile      the teacher runs through torch.compile
+    sha256       of the teacher's file: filled in when the training begins, and checked when it goes on
+    cache        folder that keeps what the teacher says, so that it is asked once about each view; for
+                 map_kl and logit_kl with running statistics, see docs/distillation.md
+    views        with cache: how many views of a video there are; epoch after epoch takes the next one
+    """
+
+    teacher: Model
+    feature_mse: float = 0.0
+    map_kl: float = 0.0
+    logit_kl: float = 0.0
+    labels: float = 1.0
+    temperature: float = 2.0
+    map_mean: Literal["positions", "elements"] = "positions"
+    statistics: Literal["running", "batch"] = "running"
+    drop_path: bool = False
+    projection: bool = False
+    pool_time: bool = False
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    compile: bool = False
+    sha256: str | None = None
+    cache: str | None = None
+    views: int = 10
+
+    def __post_init__(self) -> None:
+        weights = (self.feature_mse, self.map_kl, self.logit_kl)
+        for text, wrong in {
+            "a weight among feature_mse, map_kl and logit_kl must be above 0, none of the four below": (
+                min(*weights, self.labels) < 0 or max(weights) == 0
+            ),
+            "temperature must be above 0": not self.temperature > 0,
+            "views must be at least 1": self.views < 1,
+            "projection adapts maps for feature_mse, whose weight is 0": (
+                self.projection and not self.feature_mse
+            ),
+            "cache keeps class maps and predictions only, not the maps of feature_mse": (
+                self.cache is not None and self.feature_mse > 0
+            ),
+            "cache needs a teacher that says the same each time: statistics=running, drop_path=false": (
+                self.cache is not None and (self.statistics != "running" or self.drop_path)
+            ),
+        }.items():
+            if wrong:
+                raise UsageError("RECIPE_VALUE", f"distill: {text}")
+
+
 class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the network is tested; clips and crops are the preprocessing's test protocol.
 
@@ -151,6 +224,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clips      which frames and pixels of them, in training, validation and test
     training   how the network is trained
     testing    how it is tested
+    distill    what it learns from a teacher besides; None: from the labels alone
     published  what its source reports, shown beside what is measured
     """
 
@@ -160,6 +234,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clips: Preprocess
     training: Training
     testing: Testing = Testing()
+    distill: Distill | None = None
     published: Published | None = None
 
     def __post_init__(self) -> None:

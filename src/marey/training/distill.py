@@ -143,7 +143,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
         return maps
     flat = maps.flatten(1, 2) if maps.ndim == 5 else maps
     flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
-    return flat.unflatten(1, maps.shape[1:3]) if maps.ndim == 5 else flat
+    return flat.view(*maps.shape[:-2], *size)
 
 
 def same_places(student: Tensor, teacher: Tensor, *, pool_time: bool = False) -> tuple[Tensor, Tensor]:

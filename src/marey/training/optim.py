@@ -231,16 +231,17 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         kind, how = "all", optimizer.groups
         table = name.rpartition(".")[2] not in ("weight", "bias")
+        own = name.removeprefix("network.")  # of a network inside of a learner
         if how != "all":
             vector = parameter.ndim < 2 if how == "vectors" else id(parameter) in norms_or_alike
             free = table if how == "tables" else vector or (table and not optimizer.decay_tables)
             free = not name.startswith("head.") if how == "head" else free
             kind = "not decayed" if free else "decayed"
             kind = "batch norm" if id(parameter) in norms and how not in ("tables", "head") else kind
-        full = name.startswith("head.") or (how == "tables" and table)
+        full = own.startswith(("head.", "projection.")) or (how == "tables" and table)
         factor = 1.0 if full else optimizer.backbone_factor
         if layers:
-            factor *= optimizer.layer_decay ** (deepest - layers[name])
+            factor *= optimizer.layer_decay ** (deepest - layers.get(own, deepest))
         found.setdefault((kind, factor), []).append(parameter)
     order = ("all", "batch norm", "decayed", "not decayed")
     groups = [

@@ -544,7 +544,7 @@ def to_input_size(clip: Tensor, preprocess: Preprocess) -> Tensor:
     frames = F.interpolate(
         frames, (side, side), mode="bilinear", align_corners=False, antialias=preprocess.input_antialias
     )
-    return frames.unflatten(0, (clip.shape[0], clip.shape[2])).transpose(1, 2)
+    return frames.view(clip.shape[0], clip.shape[2], *frames.shape[1:]).transpose(1, 2)
 
 
 def average_views(logits: Tensor, how: Average = "prob", *, multi_label: bool = False) -> Tensor:
