@@ -235,10 +235,12 @@ def _fast_rows(path: Path, kind: Kind) -> Rows | None:
         ).unify_dictionaries()
     except (pa.ArrowInvalid, UnicodeDecodeError):
         return None
-    if not table.num_rows:
-        return None
     count, column = table.num_rows, {name: table[name].combine_chunks() for name in names}
+    if not count:
+        return None
     videos, video = column["video"].dictionary.to_pylist(), column["video"].indices.to_numpy()
+    if any(not name.strip() for name in videos):
+        return None
     boxes = np.full((count, 4), np.nan)
     for place, name in enumerate(BOX if "x1" in names else ()):
         boxes[:, place] = column[name].to_numpy()
