@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from marey.errors import DataError, MareyError
+from marey.errors import DataError, MareyError, UsageError
 from marey.models import build
-from marey.training.adapt import live_norms, measure_batch_norm, recompute_batch_norm
+from marey.training.adapt import (
+    kept_statistics,
+    live_norms,
+    measure_batch_norm,
+    recompute_batch_norm,
+    restore_statistics,
+)
 from tests.oracles import drawn_input, filled, load_case, relative_error
 
 CASES = load_case(Path(__file__).parent / "oracles" / "precise_bn.json")
@@ -189,3 +195,59 @@ def test_no_gradients_are_recorded():
     model[1].register_forward_hook(lambda *found: seen.append(found[2].requires_grad))
     recompute_batch_norm(model, batches)
     assert seen == [False] * 3
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_of_the_old_statistics_may_stay(share):
+    model, batches = one_norm()
+    before, whole = state(model), measure_batch_norm(model, batches)["1"]
+    recompute_batch_norm(model, batches, share=share)
+    for key, new in (("running_mean", whole.mean), ("running_var", whole.var)):
+        want = (1 - share) * before[f"1.{key}"].double() + share * new
+        assert relative_error(getattr(model[1], key), want) < 1e-6
+    for wrong in (0.0, 1.5):
+        with pytest.raises(UsageError) as error:
+            recompute_batch_norm(model, batches, share=wrong)
+        assert error.value.code == "ADAPT_SHARE"
+
+
+def test_only_the_first_or_the_last_norms_are_measured_while_the_others_are_as_in_use():
+    """The second norm behind a first one that keeps its statistics; by hand."""
+    model, batches = two_norms()
+    before = state(model)
+    assert set(recompute_batch_norm(model, batches, which=slice(0, 1))) == {"bn1"}
+    assert torch.equal(model.bn2.running_mean, before["bn2.running_mean"])
+    model, batches = two_norms()
+    found = recompute_batch_norm(model, batches, which=slice(-1, None))
+    assert set(found) == {"bn2"} and torch.equal(model.bn1.running_var, before["bn1.running_var"])
+    model.eval()
+    seen = torch.cat([model.conv2(model.relu(model.bn1(model.conv1(batch)))) for batch in batches])
+    values = seen.transpose(0, 1).flatten(1).double()
+    assert relative_error(found["bn2"].mean, values.mean(1)) < 1e-5
+    assert relative_error(found["bn2"].var, values.var(1, unbiased=False)) < 1e-5
+
+
+def test_dropout_can_be_active_as_in_the_published_runs():
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).eval()
+    torch.manual_seed(0)
+    x = torch.ones(4000, 3)
+    recompute_batch_norm(model, [x], dropout=True)
+    assert model[1].running_var.numpy() == pytest.approx(1.0, abs=0.05), "each value is 0 or 2"
+    assert not any(m.training for m in model.modules())
+    torch.manual_seed(0)
+    frozen = build("tsm_r18", 3, segments=2, width=4, norm_eval=True, dropout=0.5)
+    assert recompute_batch_norm(frozen, [drawn_input([2, 3, 2, 32, 32], 3)], dropout=True) == {}
+
+
+def test_statistics_of_two_domains_are_exchanged():
+    model, batches = two_norms()
+    source, start = kept_statistics(model), state(model)
+    recompute_batch_norm(model, batches)
+    target, moved = kept_statistics(model), state(model)
+    assert not same(start, moved)
+    restore_statistics(model, source)
+    assert same(start, state(model))
+    restore_statistics(model, target)
+    assert same(moved, state(model))
+    alone = nn.BatchNorm1d(3)
+    assert set(kept_statistics(alone)) == {"running_mean", "running_var", "num_batches_tracked"}

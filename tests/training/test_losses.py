@@ -4,10 +4,17 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from marey.training.losses import classification_loss, multi_label_loss, soft_targets, tagging_loss
+from marey.training.losses import (
+    classification_loss,
+    multi_label_loss,
+    soft_label_loss,
+    soft_targets,
+    tagging_loss,
+)
 from tests.oracles import drawn_input
 
 SLOWFAST = json.loads((Path(__file__).parent / "oracles" / "slowfast.json").read_text())
@@ -73,3 +80,29 @@ def test_the_tagging_loss_is_a_sum_over_classes_and_of_no_opinion_as_published()
     assert tagging_loss(torch.zeros(3, 3862), nothing).item() == pytest.approx(3862 * math.log(2), rel=1e-6)
     sure = tagging_loss(torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[False, True]]))
     assert sure.item() == pytest.approx(math.log(2) + math.log(4 / 3))
+
+
+NIGHTCRAWLER = json.loads((Path(__file__).parent / "oracles" / "nightcrawler.json").read_text())
+
+
+def nightcrawler_draws():
+    rng = np.random.RandomState(0)
+    logits = torch.from_numpy((2 * rng.standard_normal((6, 11))).astype(np.float32))
+    return logits, torch.from_numpy(rng.randint(0, 11, 6)), torch.from_numpy(rng.dirichlet(np.ones(11), 6))
+
+
+def test_mixed_targets_and_their_loss_are_nightcrawler_s():
+    logits, labels, _ = nightcrawler_draws()
+    for case in NIGHTCRAWLER["mixup"]:
+        soft = soft_targets(labels, 11, 0.1)
+        mixed = case["lam"] * soft + (1 - case["lam"]) * soft.flip(0)
+        assert mixed.numpy() == pytest.approx(np.array(case["targets"]), abs=1e-6)
+        assert classification_loss(logits, mixed).item() == pytest.approx(case["loss"], abs=1e-6)
+
+
+def test_the_divergence_from_soft_labels_is_nightcrawler_s():
+    """To what half precision leaves."""
+    logits, _, probabilities = nightcrawler_draws()
+    for temperature, want in NIGHTCRAWLER["kl"]:
+        got = soft_label_loss(logits, probabilities.float(), temperature).item()
+        assert got == pytest.approx(want, abs=1e-3 * 0.16)

@@ -78,6 +78,17 @@ def test_learning_rates_are_those_of_pyslowfast(case):
         assert base * factor == pytest.approx(expected, rel=1e-8), position
 
 
+def test_learning_rates_are_those_of_nightcrawler():
+    cases = json.loads((Path(__file__).parent / "oracles" / "nightcrawler.json").read_text())["lr"]
+    for epochs, warmup, position, expected in cases:
+        settings = {"BASE_LR": 1e-4, "WARMUP_START_LR": 1e-6, "COSINE_END_LR": 1e-6, "MAX_EPOCH": epochs}
+        schedule, base = pyslowfast(settings | {"WARMUP_EPOCHS": warmup, "COSINE_AFTER_WARMUP": True})
+        epoch, iteration = divmod(round(position * 100), 100)
+        factor = lr_factor(schedule, epoch=epoch, iteration=iteration, per_epoch=100, epochs=epochs)
+        assert base * factor == pytest.approx(expected, rel=1e-8), (epochs, position)
+    assert len(cases) == 30
+
+
 def by_samples(step, batch, per_epoch=1000, **settings):
     """The factor of a step that lies somewhere in an epoch."""
     schedule = Schedule(kind="samples", **{"gamma": 0.8, **settings})

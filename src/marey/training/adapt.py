@@ -1,11 +1,11 @@
 """Batch norm fitted to given clips: its running statistics are measured anew, the weights stay as they are.
 
 "Precise batch norm" as facebookresearch/SlowFast applies it after an epoch (fvcore@0.1.5:nn/precise_bn.py),
-with two differences: dropout and the like are off while it measures, and several processes measure together.
-Clips of another domain adapt a network to it.
+with two differences: dropout and the like are off while it measures (unless wanted), and several processes
+measure together. Clips of another domain adapt a network to it, without labels; how far is an option.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from lightning_fabric.fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from marey.errors import DataError, MareyError
+from marey.errors import DataError, MareyError, UsageError
 from marey.training.distributed import gather
 
 
@@ -32,7 +32,13 @@ class Statistics(NamedTuple):
 
 
 def recompute_batch_norm(
-    model: nn.Module, batches: Iterable[Tensor], *, fabric: Fabric | None = None
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    fabric: Fabric | None = None,
+    share: float = 1.0,
+    which: slice | None = None,
+    dropout: bool = False,
 ) -> dict[str, Statistics]:
     """Replace the running statistics of every live batch norm by those of all the batches together.
 
@@ -42,34 +48,66 @@ def recompute_batch_norm(
 
     batches  what the network takes, float [B, 3, T, H, W], on its device
     fabric   several processes measure together, each on its own batches, and end with the same statistics
-    Returns what was measured, as `measure_batch_norm` does. The model changes only when all is measured.
+    share    of the new in what is set, means and variances each: below 1 some of the old stays
+    which    only some of the live norms, in the order of the network: slice(0, 5) the first five,
+             slice(-1, None) the last. The others normalise by their running statistics, here as in use
+    dropout  dropout and drop path are active while it measures, as in the published runs
+    Returns what was measured, as `measure_batch_norm` does. The model changes only when all is measured;
+    `kept_statistics` before and `restore_statistics` after bring back what was.
     """
+    if not 0 < share <= 1:
+        raise UsageError(
+            "ADAPT_SHARE", f"the share of new statistics must be above 0, at most 1, not {share}"
+        )
     norms = live_norms(model)
-    measured = measure_batch_norm(model, batches, fabric=fabric)
+    measured = measure_batch_norm(model, batches, fabric=fabric, which=which, dropout=dropout)
     with torch.no_grad():
         for name, found in measured.items():
             norm = norms[name]
-            norm.running_mean.copy_(found.mean)
-            norm.running_var.copy_(found.var)
+            for buffer, new in ((norm.running_mean, found.mean), (norm.running_var, found.var)):
+                buffer.copy_(new if share == 1 else torch.lerp(buffer.cpu().double(), new, share))
             norm.num_batches_tracked.add_(found.uses)
     return measured
 
 
+def kept_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the buffers of every live batch norm, by their names in the state_dict."""
+    return {
+        f"{name}.{key}".lstrip("."): buffer.clone()
+        for name, norm in live_norms(model).items()
+        for key, buffer in norm.named_buffers(recurse=False)
+    }
+
+
+def restore_statistics(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Put back what `kept_statistics` copied: a network that knows two domains changes between them."""
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        for name, value in kept.items():
+            buffers[name].copy_(value)
+
+
 def measure_batch_norm(
-    model: nn.Module, batches: Iterable[Tensor], *, fabric: Fabric | None = None
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    *,
+    fabric: Fabric | None = None,
+    which: slice | None = None,
+    dropout: bool = False,
 ) -> dict[str, Statistics]:
     """Statistics of every live batch norm over the batches, by the module's name; the model stays as it is.
 
-    While it measures, a live batch norm normalises with the batch's own statistics, as in training, and
-    everything else is in evaluation mode; nothing records gradients. A norm that the batches do not reach is
-    left out; a model without live norms is not run. Raises DataError NO_BATCHES where there was no batch in
-    any process, MareyError STATISTICS_NOT_FINITE.
+    While it measures, a live batch norm (of those chosen) normalises with the batch's own statistics, as in
+    training, and everything else is in evaluation mode, unless `dropout`; nothing records gradients. A norm
+    that the batches do not reach is left out; a model without live norms is not run. Raises DataError
+    NO_BATCHES where there was no batch in any process, MareyError STATISTICS_NOT_FINITE.
     """
-    norms = live_norms(model)
+    live = live_norms(model)
+    norms = {name: live[name] for name in list(live)[which or slice(None)]}
     if not norms:
         return {}
     total: dict[str, Statistics] = {}
-    with _measuring(model, norms, total), torch.no_grad():
+    with _measuring(model, norms, total, dropout), torch.no_grad():
         for batch in batches:
             model(batch)
     parts = [total] if fabric is None else gather(fabric, total)
@@ -117,7 +155,9 @@ def together(one: Statistics, other: Statistics) -> Statistics:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: dict[str, Any], total: dict[str, Statistics]) -> Iterator[None]:
+def _measuring(
+    model: nn.Module, norms: dict[str, Any], total: dict[str, Statistics], dropout: bool
+) -> Iterator[None]:
     """Every use of a norm adds to `total`; afterwards modes, buffers and momentum are what they were."""
     modes = {module: module.training for module in model.modules()}
     before = {name: [b.clone() for b in norm.buffers(recurse=False)] for name, norm in norms.items()}
@@ -126,7 +166,10 @@ def _measuring(model: nn.Module, norms: dict[str, Any], total: dict[str, Statist
         norm.register_forward_hook(partial(_add, name=name, total=total)) for name, norm in norms.items()
     ]
     try:
-        model.eval()
+        model.train(dropout)
+        for module in model.modules() if dropout else ():
+            if isinstance(module, _BatchNorm):
+                module.eval()
         for norm in norms.values():
             norm.training = True
             norm.reset_running_stats()  # a NaN in there would outlast any momentum

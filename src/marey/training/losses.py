@@ -44,3 +44,15 @@ def tagging_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     return losses.sum(dim=1).mean()
+
+
+def soft_label_loss(logits: Tensor, probabilities: Tensor, temperature: float = 1.0) -> Tensor:
+    """Divergence from soft pseudo-labels as Andy1621/Nightcrawler@259fa5b9e6a8 has it, where no run uses it.
+
+    KL between the label's probabilities [B, C] in half precision, divided by the temperature (so that they do
+    not sum to 1), and softmax(logits / temperature); the mean over rows *and classes*, times temperature^2.
+    `classification_loss` takes soft targets too, and is the usual loss.
+    """
+    target = (probabilities.half() / temperature).float()
+    logs = F.log_softmax(logits.float() / temperature, dim=1)
+    return F.kl_div(logs, target, reduction="none").mean() * temperature**2
