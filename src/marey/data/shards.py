@@ -22,6 +22,7 @@ from marey.video.sampling import generator
 Ints = NDArray[np.int64]
 
 SUFFIXES = (".tfrecord", ".tfrecords", SUFFIX)
+RECORDS = "records"  # where `marey features` puts them in its folder
 _ORDER = 2**64 - 2  # the order's own stream of random numbers, where no record's number reaches
 
 
@@ -73,13 +74,15 @@ class Place(NamedTuple):
 def list_shards(source: str | os.PathLike[str]) -> list[str]:
     """Files that a user names: a folder of .tfrecord or packed files, a pattern, a file, or a list of files.
 
-    A list (.list or .txt) has a path a line, relative ones start from its folder; blank lines are skipped.
+    A folder that `marey features` filled stands for the records in it. A list (.list or .txt) has a path a
+    line, relative ones start from its folder; blank lines are skipped.
     Raises DataError NOT_FOUND, NO_ACCESS, LIST_EMPTY.
     """
     path = Path(source)
     try:
         if path.is_dir():
-            found = sorted(str(file) for file in path.iterdir() if file.name.endswith(SUFFIXES))
+            folder = path / RECORDS if (path / RECORDS).is_dir() else path
+            found = sorted(str(file) for file in folder.iterdir() if file.name.endswith(SUFFIXES))
         elif path.suffix in (".list", ".txt") and path.is_file():
             lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
             found = [str(path.parent / line) for line in lines if line]

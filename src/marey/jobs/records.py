@@ -24,6 +24,7 @@ from torch import nn
 
 from marey.data.feature_card import NAME, FeatureCard, read_feature_card, write_feature_card
 from marey.data.projection import Projection, fit_projection, read_projections, write_projections
+from marey.data.shards import RECORDS
 from marey.data.tfrecord import RecordWriter
 from marey.data.youtube8m import Video, quantise, record
 from marey.errors import DataError, UsageError
@@ -36,7 +37,6 @@ from marey.jobs.own_audio import OwnAudio
 from marey.jobs.progress import Progress
 from marey.video.sampling import generator
 
-FOLDER = "records"
 PROJECTION, CLASSES = "projection.safetensors", "classes.txt"
 VIDEOS = 512  # of a file
 SAMPLE = 200_000  # rows that a projection is fitted to
@@ -138,7 +138,7 @@ def extract_records(
     manifest.publish(lambda _: made.append(write_records(manifest, wanted)))
     card = made[0]
     return Records(
-        manifest.folder / FOLDER,
+        manifest.folder / RECORDS,
         extracted,
         card.videos,
         card.labelled,
@@ -179,7 +179,7 @@ def write_records(manifest: Manifest, wanted: Wanted) -> FeatureCard:
     if not entries:
         raise DataError("LIST_EMPTY", f"no video could be read; {manifest.folder / 'index.jsonl'} says why")
     entries.sort(key=lambda entry: digest(wanted.named.ids[entry.key].encode()))
-    folder, inputs = manifest.folder / FOLDER, _inputs(manifest, entries, wanted)
+    folder, inputs = manifest.folder / RECORDS, _inputs(manifest, entries, wanted)
     there = read_feature_card(folder)
     if (
         there is not None
