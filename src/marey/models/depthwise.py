@@ -73,7 +73,7 @@ class _Depthwise(torch.autograd.Function):
 def _by_frames(
     x: Tensor, weight: Tensor, above: Tensor, stride: Triple, padding: Triple, wanted: list[bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of clip and weight where wanted: for each frame of the kernel those of a convolution in 2D."""
+    """Gradients of clip and weight where wanted: for each frame of the kernel those of a 2D convolution."""
     clip = torch.zeros_like(x) if wanted[0] else None
     weights = torch.zeros_like(weight) if wanted[1] else None
     length, step = above.shape[2], stride[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marey.errors import UsageError
+from marey.models.attention import biased_attention
 from marey.models.transformer import MLP, DropPath, TokenBlock, Transformer, drop_rates
 
 Triple = tuple[int, int, int]
@@ -87,7 +88,7 @@ class WindowAttention(nn.Module):
         is the geometry where only time is shorter, and other but constant pairs where H or W is.
         """
         index = self.index[:tokens, :tokens].reshape(-1)
-        return self.table.index_select(0, index).t().reshape(self.heads, tokens, tokens)
+        return self.table.t().contiguous().index_select(1, index).view(self.heads, tokens, tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, T, H, W, C] -> the same shape."""
@@ -135,7 +136,7 @@ class WindowAttention(nn.Module):
         (t, h, w), (a, b, c) = (side // step for side, step in zip(size, window, strict=True)), window
         cut = qkv.view(batch, t, a, h, b, w, c, 3, self.heads, -1).permute(7, 0, 1, 3, 5, 8, 2, 4, 6, 9)
         q, k, v = cut.reshape(3, batch * t * h * w, self.heads, a * b * c, -1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
+        y = biased_attention(q, k, v, bias)
         y = y.view(batch, t, h, w, self.heads, a, b, c, -1).permute(0, 1, 5, 2, 6, 3, 7, 4, 8)
         return y.reshape(batch, *size, -1)
 
