@@ -1,11 +1,11 @@
 """Recognizers side by side: Marey's folded networks, MMAction2's own modules and torchvision's, on one clip.
 
     make bench-peers                       # sets up the peers' environment in build/peers and runs this
-    build/peers/bin/python benchmarks/recognizers.py [--rounds 5] [--threads N] [--case WORDS] [--out FILE.md]
-                                           [--tuned]
+    build/peers/bin/python benchmarks/recognizers.py [--train] [--rounds 5] [--threads N] [--case WORDS]
+                                           [--out FILE.md] [--tuned]
 
-The same weights, the same clip, one process, in turns; outputs are compared before anything is timed. What
-the columns mean stands in benchmarks/README.md.
+The same weights, the same clip, one process, in turns; outputs, and in training the gradients' length, are
+compared before anything is timed. What the columns mean stands in benchmarks/README.md.
 """
 
 import argparse
@@ -25,8 +25,9 @@ if "--tuned" in sys.argv:  # before torch is imported
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from marey.jobs.bench import MIB, gemm, peak_memory, relative_difference, timed
+from marey.jobs.bench import BACKWARD, MIB, gemm, peak_memory, relative_difference, timed
 from marey.jobs.doctor import environment
 from marey.models import build
 from marey.models.cost import macs
@@ -36,6 +37,8 @@ from marey.weights.load import load_weights
 CPU = torch.device("cpu")
 OURS = "Marey"
 TOLERANCE = 1e-4
+PEERS = ("mmaction2", "pytorchvideo", "pyslowfast")
+SHARES = {"p", "drop_prob", "rate"}  # what classes call the share that they drop in training
 Pass = Callable[[Tensor], Tensor]
 
 
@@ -162,11 +165,13 @@ def drawn(model: nn.Module) -> nn.Module:
     """In evaluation mode, with norms as after a training: fresh ones would hide mistakes in folding."""
     torch.manual_seed(0)
     for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            for value in (norm.weight, norm.running_var):
-                nn.init.uniform_(value, 0.5, 1.0)
-            for value in (norm.bias, norm.running_mean):
-                nn.init.normal_(value, std=0.1)
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+            for value in (norm.weight, getattr(norm, "running_var", None)):
+                if value is not None:
+                    nn.init.uniform_(value, 0.5, 1.0)
+            for value in (norm.bias, getattr(norm, "running_mean", None)):
+                if value is not None:
+                    nn.init.normal_(value, std=0.1)
     model.train(False)  # `eval` of some returns nothing
     return model
 
@@ -174,30 +179,62 @@ def drawn(model: nn.Module) -> nn.Module:
 # Measuring ---------------------------------------------------------------------------------------------
 
 
-def contestants(case: Case) -> Iterator[tuple[str, Pass, Tensor]]:
+class Step:
+    """Forward, loss and backward pass with nothing dropped; gradients stay in the network."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.train()
+        for module in model.modules():
+            if type(module).__name__ in ("Dropout", "StochasticDepth", "DropPath"):
+                for name in SHARES & vars(module).keys():
+                    setattr(module, name, 0.0)
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        """Logits of a clip [B, 3, T, H, W]."""
+        self.model.zero_grad(set_to_none=True)
+        logits = self.model(clip)
+        F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long)).backward()
+        return logits.detach()
+
+    def length(self) -> Tensor:
+        """Of the last step's gradient, all parameters together."""
+        return torch.stack([p.grad.norm() for p in self.model.parameters() if p.grad is not None]).norm()
+
+
+def contestants(case: Case, *, train: bool) -> Iterator[tuple[str, Pass, Tensor]]:
     """Who runs it, what runs, and the clip as it meets it: Marey last."""
     clip = torch.randn(1, *case.shape, 3, generator=torch.manual_seed(1)).permute(0, 4, 1, 2, 3)
     for who, builder in case.theirs.items():
         theirs = drawn(builder())
-        yield who, theirs, clip.contiguous()
-        yield f"{who}, channels last", theirs, clip
         ours = build(case.name, 400, **case.overrides).eval()
         print(load_weights(ours, dict(theirs.state_dict())).summary(), file=sys.stderr)
         if isinstance(theirs, TorchvisionFrames):  # the classifier of such files is ImageNet's and left out
             ours.head.load_state_dict(theirs.net.fc.state_dict())
-    yield OURS, folded(ours), clip
+        ready = Step(theirs) if train else torch.inference_mode()(theirs)
+        yield who, ready, clip.contiguous()
+        yield f"{who}, channels last", ready, clip
+    yield OURS, Step(ours) if train else torch.inference_mode()(folded(ours)), clip
 
 
-@torch.inference_mode()
-def measure(case: Case, rounds: int, product: Callable[[], float]) -> tuple[dict[str, Measured], list[float]]:
+def outcome(network: Pass, clip: Tensor) -> list[Tensor]:
+    """What has to be equal: logits, and the length of the gradient."""
+    logits = network(clip)
+    return [logits, network.length()] if isinstance(network, Step) else [logits]
+
+
+def measure(
+    case: Case, rounds: int, product: Callable[[], float], *, train: bool
+) -> tuple[dict[str, Measured], list[float]]:
     """All contestants in turn, a round starting with another one each time; and the rates of the product."""
-    ready = list(contestants(case))
-    first = ready[0][1](ready[0][2])
+    ready = list(contestants(case, train=train))
+    wanted = outcome(*ready[-1][1:])
     memory, differences = {}, {}
     for who, network, clip in ready:
-        differences[who] = relative_difference(network(clip), first)
+        found = outcome(network, clip)
+        differences[who] = max(relative_difference(g, w) for g, w in zip(found, wanted, strict=True))
         if not differences[who] <= TOLERANCE:
             sys.exit(f"{case.title}: {who} gives other outputs, not measured: {differences[who]:.1e}")
+        del found
         with peak_memory(CPU) as peak:
             network(clip)
         memory[who] = peak[0] / MIB if peak else float("nan")
@@ -208,7 +245,7 @@ def measure(case: Case, rounds: int, product: Callable[[], float]) -> tuple[dict
         start = number % len(ready)
         for who, network, clip in [*ready[start:], *ready[:start]]:
             seconds[who].append(timed(lambda n=network, c=clip: n(c), CPU))  # type: ignore[misc]
-    work = macs(build(case.name, 400, **case.overrides), (3, *case.shape))
+    work = macs(build(case.name, 400, **case.overrides), (3, *case.shape)) * (BACKWARD if train else 1)
     found = {
         who: Measured(
             took,
@@ -244,45 +281,47 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def about(threads: int) -> list[str]:
+def about(threads: int, *, train: bool) -> list[str]:
     from importlib.metadata import version
 
     found = environment()
     revision = command(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     device, packages = found["devices"][0], found["packages"]
+    peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
     return [
         f"# Recognizers, {date.today()}, {threads} threads",
         "",
         f"Commit {revision.stdout.strip()}, {device['model']}, {threads} threads, torch {packages['torch']}, "
-        f"torchvision {packages['torchvision']}, mmaction2 {version('mmaction2')}, float32, batch 1; the "
-        f"machine's load at the start {os.getloadavg()[0]:.2f}:",
+        f"torchvision {packages['torchvision']}, {peers}, float32, batch 1, "
+        f"{'training steps' if train else 'inference'}; the machine's load at the start "
+        f"{os.getloadavg()[0]:.2f}:",
         "",
         f"    {' '.join(['python', *sys.argv])}",
         "",
     ]
 
 
-def main() -> None:
+def main(cases: list[Case] = CASES, what: str = "recognizers", about_it: str | None = __doc__) -> None:
+    """Measure the cases that the command line asks for; the report is called after `what`."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=about_it, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--train", action="store_true", help="training steps in place of inference")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tuned", action="store_true", help="all in the environment that `marey` sets")
     parser.add_argument("--case", default="", help="only networks whose name holds this")
-    parser.add_argument(
-        "--out", type=Path, help="report; default: benchmarks/<date>-<threads>core-recognizers.md"
-    )
+    parser.add_argument("--out", type=Path, help="report; default: named by date, threads and kind")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    cases = [case for case in CASES if given.case in case.title]
-    if not cases:
-        sys.exit(f"--case {given.case}: there are {', '.join(case.title for case in CASES)}")
+    chosen = [case for case in cases if given.case in case.title]
+    if not chosen:
+        sys.exit(f"--case {given.case}: there are {', '.join(case.title for case in cases)}")
     product = gemm("32", CPU)
-    text, rates, started = about(given.threads), [], time.monotonic()
+    text, rates, started = about(given.threads, train=given.train), [], time.monotonic()
     table = [_row(*HEAD), _row(*["---"] * len(HEAD))]
-    for case in cases:
-        found, some = measure(case, given.rounds, product)
+    for case in chosen:
+        found, some = measure(case, given.rounds, product, train=given.train)
         rates += some
         table += rows(case, found)
         print("\n".join(rows(case, found)), flush=True)
@@ -292,7 +331,8 @@ def main() -> None:
         "",
         *table,
     ]
-    default = Path(__file__).parent / f"{date.today()}-{given.threads}core-recognizers.md"
+    kind = f"{what}-training" if given.train else what
+    default = Path(__file__).parent / f"{date.today()}-{given.threads}core-{kind}.md"
     (given.out or default).write_text("\n".join(text) + "\n", encoding="utf-8")
     print(given.out or default)
 
