@@ -135,20 +135,18 @@ def test_the_fifty_best_of_a_key_frame_count_for_activitynet():
 
 def test_a_full_heap_keeps_what_came_first_of_equal_scores():
     boxes = [[0, 0, 1, 1]] * 51
-    truth = make_rows(["a,0000"], boxes[:1], [2], [0])
+    truth, names = make_rows(["a,0000"], boxes[:1], [2], [0]), {1: "a", 2: "b"}
     found = make_rows(["a,0000"] * 51, boxes, [1] * 50 + [2], [0.5] * 51)
-    assert frame_map(truth, found, protocol="activitynet").map == 0.0
-    assert (
-        frame_map(truth, found._replace(extra=np.array([0.5] * 50 + [0.6])), protocol="activitynet").map
-        == 1.0
-    )
+    surer = found._replace(extra=np.array([0.5] * 50 + [0.6]))
+    assert frame_map(truth, found, names=names, protocol="activitynet").map == 0.0
+    assert frame_map(truth, surer, names=names, protocol="activitynet").map == 1.0
 
 
 def test_a_box_claims_the_first_of_the_truths_that_it_overlaps_equally():
     """The surer box claims the first truth, which the other overlaps alone: there is no second choice."""
-    first, second = [0, 0, 0.8, 1], [0.2, 0, 1, 1]
+    first, second = [0, 0, 0.75, 1], [0.25, 0, 1, 1]
     truth = make_rows(["a,0000"] * 2, [first, second], [1, 1], [0, 0])
-    found = make_rows(["a,0000"] * 2, [[0.1, 0, 0.9, 1], first], [1, 1], [0.9, 0.5])
+    found = make_rows(["a,0000"] * 2, [[0.125, 0, 0.875, 1], first], [1, 1], [0.9, 0.5])
     assert frame_map(truth, found).matched.tolist() == [1]
     assert frame_map(truth.take(np.array([1, 0])), found).matched.tolist() == [2]
 
