@@ -32,7 +32,7 @@ def file_table(model):
     state, table = model.state_dict(), {}
     layout = recognise({"roi_head.bbox_head.fc_cls.weight": torch.zeros(1, 1)}).layout
     for ours, theirs in their_names(layout, state, optional=False).items():
-        theirs = theirs.replace("cls_head.", "roi_head.bbox_head.")
+        theirs = theirs.replace("cls_head.", "roi_head.bbox_head.").replace(".net.", ".")
         theirs = theirs if theirs.startswith(("backbone.", "roi_head.")) else f"backbone.{theirs}"
         long = ours.startswith("long_term.") and (ours.endswith("weight") or ".norm." in ours)
         table[theirs] = (*state[ours].shape, *((1, 1, 1) if long else ()))

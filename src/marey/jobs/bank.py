@@ -155,7 +155,10 @@ def _check_other(folder: Path, card: BankCard, groups: list[list[str]]) -> None:
     """Refuse to add to a bank that is another, or has some of the videos from elsewhere."""
     bank = Bank(folder)
     there, files = bank.card, shard_files(folder)
-    own = {shard_path(folder, group) for group in groups}
+    own = {shard_path(folder, group) for group in groups}  # of an earlier run of the same import
+    for file, shard in zip(files, bank.shards, strict=True):
+        if shard.head.card.source != card.source:
+            own.discard(file)
     for video in (video for group in groups for video in group):
         if video in bank.videos and files[bank.videos[video].shard] not in own:
             raise DataError("BANK_MIXED", f"{str(folder)!r} has {video!r} already; give another folder")
