@@ -107,6 +107,7 @@ def test_the_published_vote_reads_ten_files_and_writes_what_was_submitted(folder
     _, scores = draw_scores(*(spec[key] for key in ("seed", "n", "members", "spread", "strength")))
     ids = [f"{row}.mp4" for row in range(spec["n"])]
     for name, values in scores.items():
+        write_scores(tmp_path / f"{name}.parquet", score_table(ids, logits=values, clips=1))
     preset = {}
     for mode in (1, 4):
         plain = msgspec.to_builtins(load_preset(f"nightcrawler-2022/mode{mode}"))

@@ -239,6 +239,15 @@ def test_dropout_can_be_active_as_in_the_published_runs():
     assert recompute_batch_norm(frozen, [drawn_input([2, 3, 2, 32, 32], 3)], dropout=True) == {}
 
 
+def test_other_norms_are_as_in_use_also_while_dropout_is_active():
+    found = []
+    for dropout in (False, True):  # there is none in it
+        model, batches = two_norms()
+        found.append(recompute_batch_norm(model, batches, which=slice(-1, None), dropout=dropout)["bn2"])
+        assert int(model.bn1.num_batches_tracked) == 0
+    assert torch.equal(found[0].mean, found[1].mean) and torch.equal(found[0].var, found[1].var)
+
+
 def test_statistics_of_two_domains_are_exchanged():
     model, batches = two_norms()
     source, start = kept_statistics(model), state(model)
