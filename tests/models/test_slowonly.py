@@ -1,12 +1,29 @@
-"""SlowOnly: inflated 2D weights on a still video, and time that is never shortened."""
+"""SlowOnly: inflated 2D weights on a still video, time that is never shortened, windows of larger clips."""
+
+from pathlib import Path
 
 import torch
 from torchvision.models import resnet50
 
 from marey.models import build
 from marey.weights.load import load_weights
+from tests.models.published import clip_of, published
 from tests.models.test_parts_frames import maps_of, with_statistics
-from tests.oracles import relative_error
+from tests.oracles import load_case, relative_error
+
+CASE = load_case(Path(__file__).parent / "oracles" / "slowonly" / "slow_windows.json")
+
+
+@torch.inference_mode()
+def test_clips_larger_than_the_crop_of_training_are_scored_as_by_pyslowfast():
+    model, report = published(CASE)
+    assert (report.source, report.fresh) == ("pyslowfast", ())
+    model.head.weight.mul_(CASE["factor"])
+    for more in CASE["more"]:
+        assert relative_error(model(clip_of(more)).softmax(1), [more["scores"]]) < 1e-6
+    large = CASE["more"][0]
+    pooled = model.head(model.embed(clip_of(large))).softmax(1)
+    assert relative_error(pooled, [large["scores"]]) > 1e-3
 
 
 @torch.inference_mode()

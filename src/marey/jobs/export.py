@@ -56,13 +56,12 @@ class Free(NamedTuple):
 
 WINDOWS = "windows are laid for one size of clips"
 POSITIONS = "positions are learnt for one size of clips"
+COUNTED = "the places that are pooled are counted"
 KINDS: dict[type[nn.Module], Free] = {  # what can be exported
     CSN: Free(9, 64),
     MViT: Free(POSITIONS, POSITIONS),
     R2Plus1D: Free(9, 64),
-    SlowFast: Free(
-        "the slow pathway's frames are picked by number", "the places that are pooled are counted"
-    ),
+    SlowFast: Free("the slow pathway's frames are picked by number", COUNTED),
     SlowOnly: Free(2, 64),
     Swin3D: Free(WINDOWS, WINDOWS),
     TSM: Free("a clip holds one frame for each of its segments", 64),
@@ -201,6 +200,8 @@ def _shape(model: Any, size: str | None) -> Shape:
 def _free(model: nn.Module, shape: Shape, *, any_frames: bool, any_size: bool) -> dict[int, int]:
     """Axes of `shape` that the file leaves free, each with the least number that it takes."""
     kind = KINDS[type(model)]
+    if isinstance(model, SlowOnly) and model.window:
+        kind = kind._replace(side=COUNTED)
     free = {}
     for axis in (*[0] * any_frames, *[1, 2] * any_size):
         least, what = (kind.frames, "length") if axis == 0 else (kind.side, "height and width")

@@ -24,6 +24,7 @@ DEPTHS: dict[int, tuple[int, tuple[int, int, int, int]]] = {
     152: (4, (3, 8, 36, 3)),
 }
 Norm = nn.BatchNorm2d | nn.BatchNorm3d
+CELL = 32  # pixels of a clip's side that one position of the last map stands for
 
 
 class Place(NamedTuple):
@@ -195,6 +196,23 @@ class ResNet(nn.Module):
         """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes]."""
         logits: Tensor = self.head(self.dropout(self.trunk(clip).mean(dim=(2, 3, 4))))
         return logits
+
+
+def window_means(maps: Tensor, window: int) -> Tensor:
+    """Means over time and over every square of so many positions, row by row; 0: over everything.
+
+    Float [B, C, T, H, W] -> float [B, places, C].
+    """
+    means = maps.mean(dim=2)
+    sides = [min(window or side, side) for side in means.shape[2:]]
+    return F.avg_pool2d(means, sides, stride=1).flatten(2).transpose(1, 2)
+
+
+def joint_logits(logits: Tensor) -> Tensor:
+    """Logits of places, float [B, places, classes] -> what softmax turns into the mean of their probabilities."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits.log_softmax(2).logsumexp(1) - torch.tensor(logits.shape[1]).log().item()
 
 
 def frame_trunk(depth: int, width: int) -> tuple[dict[str, nn.Module], int]:

@@ -11,15 +11,13 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from marey.errors import UsageError, unknown
-from marey.models.parts import Place, Residual, ResNet, plan, unit
+from marey.models.parts import CELL, Place, Residual, ResNet, joint_logits, plan, unit, window_means
 
 Source = Literal["pyslowfast", "mmaction2", "alphaction"]
 Pair = tuple[Tensor, Tensor]  # maps of the slow and of the fast pathway
 SLOW_LENGTHS = (1, 1, 3, 3)  # in time, of a block's first convolution; of the fast pathway 3 everywhere
-CELL = 32  # pixels of a clip's side that one position of the last map stands for
 
 
 class Style(NamedTuple):
@@ -206,10 +204,7 @@ class SlowFast(ResNet):
 
         For clips larger than `crop`, what softmax turns into the mean of all places' probabilities.
         """
-        logits = self.places(clip)
-        if logits.shape[1] == 1:
-            return logits[:, 0]
-        return logits.log_softmax(2).logsumexp(1) - torch.tensor(logits.shape[1]).log().item()
+        return joint_logits(self.places(clip))
 
     def places(self, clip: Tensor) -> Tensor:
         """Raw logits of every place that a window of `crop` finds, row by row.
@@ -217,12 +212,8 @@ class SlowFast(ResNet):
         Float [B, 3, T, H, W] -> float [B, places, num_classes].
         """
         maps = self.features(clip)
-        pooled = []
-        for path in self.chosen.joined:
-            means = maps[path].mean(dim=2)
-            window = [min(self.window or side, side) for side in means.shape[2:]]
-            pooled.append(F.avg_pool2d(means, window, stride=1).flatten(2))
-        logits: Tensor = self.head(self.dropout(torch.cat(pooled, dim=1).transpose(1, 2)))
+        pooled = [window_means(maps[path], self.window) for path in self.chosen.joined]
+        logits: Tensor = self.head(self.dropout(torch.cat(pooled, dim=2)))
         return logits
 
 

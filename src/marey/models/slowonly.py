@@ -5,10 +5,10 @@ open-mmlab/mmaction2@v0.24.1:mmaction/models/backbones/resnet3d_slowonly.py.
 Shapes: B clips, C channels, T frames, H x W pixels.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from marey.models.nonlocal_ import ZOO_PLACES, NonLocal, place_non_local
-from marey.models.parts import Residual, ResNet, plan, unit
+from marey.models.parts import CELL, Residual, ResNet, joint_logits, plan, unit, window_means
 
 LENGTHS = {"stage1": 1, "stage2": 1, "stage3": 3, "stage4": 3}  # in time, of a block's first convolution
 
@@ -23,6 +23,9 @@ class SlowOnly(ResNet):
     non_local          None, "embedded_gaussian", "gaussian" or "dot_product": blocks of that kind
     non_local_scale    divide the products of embedded_gaussian by the root of their length
     non_local_blocks   after which blocks, for stages 1 to 4
+    crop               side of the training crop in pixels: larger clips are classified at every place that a
+                       window of that size finds, and probabilities averaged, as PySlowFast does in tests; 0:
+                       always pooled over everything, as MMAction2 does
     norm_eval, frozen_stages   see `marey.models.parts.ResNet`
 
     Takes clips of any T; 4x16 and 8x8 (frames x interval) are the same network.
@@ -38,6 +41,7 @@ class SlowOnly(ResNet):
         non_local: str | None = None,
         non_local_scale: bool = True,
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
+        crop: int = 0,
         norm_eval: bool = False,
         frozen_stages: int = -1,
     ) -> None:
@@ -68,3 +72,13 @@ class SlowOnly(ResNet):
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
         )
+        self.window = -(-crop // CELL)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes].
+
+        For clips larger than `crop`, what softmax turns into the mean of all places' probabilities.
+        """
+        if not self.window:
+            return super().forward(clip)
+        return joint_logits(self.head(self.dropout(window_means(self.features(clip), self.window))))

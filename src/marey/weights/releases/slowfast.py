@@ -1,8 +1,7 @@
 """SlowFast: PySlowFast's files, facebookresearch/SlowFast@287ec007, and MMAction2's, @v0.24.1 and @4d6c9347.
 
-PySlowFast states no hashes; its Slow networks are here as SlowOnly, which pools crops of 256 as a whole,
-where PySlowFast averages the probabilities of four windows of 224. Clips are taken by the rules of each
-source. Of Something-Something PySlowFast's table states no number of crops, and its configuration one at the
+PySlowFast states no hashes; its Slow networks are here as SlowOnly, which averages the probabilities of four
+windows of 224 in a crop of 256 as PySlowFast does. Clips are taken by the rules of each source. Of Something-Something PySlowFast's table states no number of crops, and its configuration one at the
 left or top; three are taken here.
 
 Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from,
@@ -50,7 +49,12 @@ def _pyslowfast(name: str, folder: str, top1: float, top5: float, **fields: Any)
 
 
 def _slow(size: str, clips: Preprocess, top1: float, top5: float) -> dict[str, Release]:
-    fields = {"model": "slowonly_r50", "preprocess": clips, "recipe": f"SLOW_{size}_R50"}
+    fields = {
+        "model": "slowonly_r50",
+        "overrides": {"crop": 224},
+        "preprocess": clips,
+        "recipe": f"SLOW_{size}_R50",
+    }
     return _pyslowfast(f"SLOWONLY_{size}_R50", KINETICS, top1, top5, **fields)
 
 
