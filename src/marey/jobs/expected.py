@@ -13,7 +13,7 @@ from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
 
-FREE = ("dropout", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # of training only
+FREE = ("dropout", "head_std", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # of training only
 SEEN = (
     *("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound"),
     "input_antialias",

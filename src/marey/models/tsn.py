@@ -17,6 +17,7 @@ class TSN(ResNet):
     num_classes    rows of the classifier
     segments       frames that the default preprocessing takes; the network itself takes any number
     dropout        share of pooled features dropped in training, one mask per clip
+    head_std       of the fresh classifier's weights
     width          channels of the stem, 64 as published; all stages scale with it
     norm_eval, frozen_stages, partial_bn   see `marey.models.parts.ResNet`
     """
@@ -28,6 +29,7 @@ class TSN(ResNet):
         *,
         segments: int = 3,
         dropout: float = 0.4,
+        head_std: float = 0.01,
         width: int = 64,
         norm_eval: bool = False,
         frozen_stages: int = -1,
@@ -37,7 +39,7 @@ class TSN(ResNet):
             *frame_trunk(depth, width),
             num_classes,
             dropout=dropout,
-            head_std=0.01,
+            head_std=head_std,
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
             partial_bn=partial_bn,

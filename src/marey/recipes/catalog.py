@@ -23,6 +23,7 @@ MODULES = (
     "finetune",
     "mvit",
     "nextvlad",
+    "reskd",
     "slowfast",
     "slowonly",
     "swin",
@@ -161,7 +162,8 @@ def _functions(module: str) -> dict[str, Callable[..., AnyRecipe]]:
         and f.__module__ == f"marey.recipes.{module}"
     }
     rows: dict[str, released.Row] = members.get("ROWS", {})
-    return own | {name: partial(released.build, module, name, row) for name, row in rows.items()}
+    named: dict[str, Callable[..., AnyRecipe]] = members.get("RECIPES", {})
+    return own | named | {name: partial(released.build, module, name, row) for name, row in rows.items()}
 
 
 def _full_name(name: str) -> str:

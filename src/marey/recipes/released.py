@@ -21,6 +21,7 @@ SOURCES = {  # by the release's source, or MMAction2's generation
 }
 RESNET50, RESNET50_V2 = "resnet50-0676ba61", "resnet50-11ad3fa6"  # ImageNet, torchvision's first and second
 RESNET101, RESNET101_V2 = "resnet101-63fe2227", "resnet101-cd907fc2"
+RESNET152 = "resnet152-394f9c45"
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

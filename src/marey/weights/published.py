@@ -16,13 +16,14 @@ from marey.video.preprocess import Preprocess
 from marey.weights.download import download
 from marey.weights.release import STAMP, TORCHVISION, clip
 from marey.weights.release import Release as Release  # part of this module's interface
-from marey.weights.releases import ava, csn, mvit, r2plus1d, slowfast, slowonly, swin, tsm, tsn, uniformer
+from marey.weights.releases import ava, csn, mvit, r2plus1d, reskd, slowfast, slowonly, swin, tsm, tsn, uniformer
 
 RELEASES: dict[str, Release] = (
     ava.RELEASES
     | csn.RELEASES
     | mvit.RELEASES
     | r2plus1d.RELEASES
+    | reskd.RELEASES
     | slowfast.RELEASES
     | slowonly.RELEASES
     | swin.RELEASES
@@ -35,6 +36,7 @@ IMAGENET_FILES = (  # IMAGENET1K_V1 and V2 of torchvision
     "resnet50-11ad3fa6",
     "resnet101-63fe2227",
     "resnet101-cd907fc2",
+    "resnet152-394f9c45",
 )
 
 
@@ -88,7 +90,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     """The file that is meant: itself, or that of a release, in the cache folder and with the right hash.
 
     A release that is not there yet is fetched, and a line on stderr tells of it. Raises UsageError
-    UNKNOWN_NAME with the nearest releases; WeightsError WEIGHTS_HASH; and what `download` raises.
+    UNKNOWN_NAME with the nearest releases; WeightsError WEIGHTS_HASH, WEIGHTS_BY_HAND; and what `download`
+    raises.
     """
     path, text = Path(source), os.fspath(source)
     if (
@@ -105,6 +108,18 @@ def locate(source: str | os.PathLike[str]) -> Path:
             "UNKNOWN_NAME", f"{text!r} is neither a file nor a release; {nearest(text, [*RELEASES, *short])}"
         )
     file, known = cached(name), checksum(name)
+    if not file.exists() and name in RELEASES and RELEASES[name].by_hand:
+        raise WeightsError(
+            "WEIGHTS_BY_HAND",
+            f"{name} lies where no program may fetch it: take it from {url(name)} and put it at {str(file)!r}, "
+            "or give its path instead of its name",
+        )
+    if not file.exists() and name in RELEASES and RELEASES[name].by_hand:
+        raise WeightsError(
+            "WEIGHTS_BY_HAND",
+            f"{name} lies where no program may fetch it: take it from {url(name)} and put it at {str(file)!r}, "
+            "or give its path instead of its name",
+        )
     if not file.exists():
         download(url(name), file, known)
         return file

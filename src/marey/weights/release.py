@@ -37,6 +37,8 @@ CLASSES = {  # rows of the classifiers in published files
     "HVU event": 69,
     "HVU object": 1678,
     "HVU scene": 248,
+    "FCVID": 239,
+    "Mini-Kinetics": 200,
     "Sports-1M": 487,
     "AVA v2.1": 81,  # the first of which is unused
     "AVA v2.2": 81,
@@ -70,6 +72,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     folder       MMAction2: folder of the file, * stands for its name without date and hash; VMZ: key of the
                  address
     url, suffix  where the file is, and the end of its name there
+    by_hand      no program can fetch the file; `url` is the page that leads to it
     sha256       first digits; None where the source states none
     label_order  what the rows of the classifier mean, as numbers in the data set's own order; (): as there
     """
@@ -91,6 +94,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = "*"
     url: str = ""
     suffix: str = ".pth"
+    by_hand: bool = False
     sha256: str | None = None
     label_order: tuple[int, ...] = ()
 
