@@ -13,7 +13,9 @@ from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.published import RELEASES, find
 from marey.weights.release import Release
 
-FREE = ("dropout", "head_std", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn")  # of training only
+FREE = (  # of training only
+    *("dropout", "head_std", "drop_path", "norm_eval", "bn_frozen", "frozen_stages", "partial_bn"),
+)
 SEEN = (
     *("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound"),
     "input_antialias",

@@ -26,7 +26,8 @@ from marey.weights.published import RELEASES, cached, find, locate
 from marey.weights.release import STAMP
 
 WILD = "*?["  # signs of shell patterns
-TRAINING = {"norm_eval", "bn_frozen", "frozen_stages", "partial_bn", "dropout", "head_std"}  # arguments that cost nothing
+# arguments that cost nothing
+TRAINING = {"norm_eval", "bn_frozen", "frozen_stages", "partial_bn", "dropout", "head_std"}
 COUNTED = (
     "GMACs: 1e9 multiply-adds of convolutions, linear layers and matrix products, for one view at the test "
     "crop, counted by marey. Accuracies: as reported by the source, not measured by marey"

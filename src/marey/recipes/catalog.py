@@ -107,7 +107,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(node.get(part), dict):
             raise _unknown_key(tree, key, ".".join(parents[: depth + 1]))
         node = node[part]
-    free = parents[-2:] in (["model", "options"], ["teacher", "options"]) or (parents[:1] == ["published"] and len(parents) > 1)
+    free = parents[-2:] in (["model", "options"], ["teacher", "options"]) or (
+        parents[:1] == ["published"] and len(parents) > 1
+    )
     if leaf not in node and not free:
         raise _unknown_key(tree, key, key)
     node[leaf] = value

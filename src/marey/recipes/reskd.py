@@ -6,8 +6,8 @@ Three kinds of recipes under the names of their configurations: pairs (`rkd_...`
 were trained alone at low resolutions, to compare with. Rates are meant for eight processes. What the source
 runs is set here as it runs: the teacher's batch norms use the batch's statistics, Swin's teacher drops
 branches, all parameters decay alike although other groups were meant (training.optimizer.groups=tsm and
-head_factor=1 are those), ActivityNet and FCVID teach one label a visit. docs/distillation.md says what differs
-in `finetune.distill`, the recipe for other pairs, and what it does.
+head_factor=1 are those), ActivityNet and FCVID teach one label a visit. docs/distillation.md says what
+differs in `finetune.distill`, the recipe for other pairs, and what it does.
 
 Only the teachers were published, without figures; those of three students and of Swin's stand in comments of
 the README. Not as upstream: Swin was trained in float16 (`training.precision=bf16` is the nearest), and steps
@@ -128,28 +128,28 @@ def _low(size: int, side: int, gmacs: float, training: Training = ALONE, model: 
 
 PAIRS = {
     "rkd_r152_1x1x16_200e_actnet": Row(
-        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=ACTNET, lesson=MSE, gmacs=17.24,
+        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=ACTNET, lesson=MSE, gmacs=17.2,
         teacher=("tsn_r152", "reskd_tsn_r152_1x1x16_50e_actnet_rgb"), figure={"map": 0.80},
     ),
     "rkd_r50_1x1x16_200e_actnet": Row(
-        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=ACTNET, lesson=MSE, gmacs=17.24,
+        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=ACTNET, lesson=MSE, gmacs=17.2,
         teacher=("tsn_r50", "reskd_tsn_r50_1x1x16_50e_actnet_rgb"),
     ),
     "rkd_r152_1x1x16_200e_fcvid": Row(
-        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=FCVID, lesson=MSE, gmacs=17.24,
+        model="tsn_r50", clips=TSN_112, training=_pair(200), dataset=FCVID, lesson=MSE, gmacs=17.2,
         teacher=("tsn_r152", "reskd_tsn_r152_1x1x16_50e_fcvid_rgb"),
     ),
     "rkd_r152_1x1x8_100e_minik": Row(
-        model="tsn_r50", clips=TSN8_112, training=_pair(100), dataset=MINIK, lesson=MSE, gmacs=8.62,
+        model="tsn_r50", clips=TSN8_112, training=_pair(100), dataset=MINIK, lesson=MSE, gmacs=8.6,
         teacher=("tsn_r152", "reskd_tsn_r152_1x1x8_50e_minik_rgb"), figure={"top1": 0.754},
     ),
     "rkd_r50_1x1x8_100e_minik": Row(
-        model="tsn_r50", clips=TSN8_112, training=_pair(100), dataset=MINIK, lesson=MSE, gmacs=8.62,
+        model="tsn_r50", clips=TSN8_112, training=_pair(100), dataset=MINIK, lesson=MSE, gmacs=8.6,
         teacher=("tsn_r50", None),
     ),
     "rkd_tsm_1x1x8_100e_sthv2": Row(
         model="tsm_r50", clips=_halved(frames(8, flip=0.0)), training=_pair(100), dataset=SSV2, lesson=MSE,
-        teacher=("tsm_r50", "reskd_tsm_r50_1x1x8_50e_sthv2_rgb"), figure={"top1": 0.606}, gmacs=8.62,
+        teacher=("tsm_r50", "reskd_tsm_r50_1x1x8_50e_sthv2_rgb"), figure={"top1": 0.606}, gmacs=8.6,
     ),
     "rkd_slowonly_8x8x1_150e_k400": Row(
         model="slowonly_r50", clips=_halved(slowonly(), flip=0.0), dataset=K400, lesson=MSE, gmacs=11.0,
@@ -170,13 +170,13 @@ TEACHERS = {
         model="tsm_r50", clips=SSV2_224, training=TSM, dataset=SSV2, gmacs=42.7
     ),
     "tsn_r152_1x1x16_50e_actnet_rgb": Row(
-        model="tsn_r152", clips=frames(16), training=APART, dataset=ACTNET, gmacs=184.0
+        model="tsn_r152", clips=frames(16), training=APART, dataset=ACTNET, gmacs=184.2
     ),
     "tsn_r152_1x1x8_50e_minik_rgb": Row(
         model="tsn_r152", clips=frames(8), training=APART, dataset=MINIK, gmacs=92.1
     ),
     "tsn_r152_1x1x16_50e_fcvid_rgb": Row(
-        model="tsn_r152", clips=frames(16), training=APART, dataset=FCVID, gmacs=184.0
+        model="tsn_r152", clips=frames(16), training=APART, dataset=FCVID, gmacs=184.2
     ),
     "slowonly_r50_8x8x1_150e_k400_rgb": Row(
         model="slowonly_r50", clips=slowonly(), training=SLOWONLY, dataset=K400, gmacs=41.7
@@ -186,7 +186,7 @@ TEACHERS = {
         clips=_swin(),
         training=_adamw(50, 5e-4, 0.05, batch=8, gathered=8),
         dataset=K400,
-        gmacs=281.0,
+        gmacs=281.3,
     ),
     "tsn_r50_1x1x8_50e_minik": Row(
         model="tsn_r50", clips=frames(8), training=APART, dataset=MINIK, gmacs=32.7
@@ -194,15 +194,15 @@ TEACHERS = {
 }
 BASELINES = {
     "tsn_r50_160p_1x1x16_50e_actnet": _low(160, 180, 33.4),
-    "tsn_r50_112p_1x1x16_50e_actnet": _low(112, 128, 17.24),
+    "tsn_r50_112p_1x1x16_50e_actnet": _low(112, 128, 17.2),
     "tsn_r50_96p_1x1x16_50e_actnet": _low(96, 108, 12.0),
     "tsn_r50_72p_1x1x16_50e_actnet": _low(72, 80, 8.2),
     "tsn_r152_112p_1x1x16_50e_actnet": _low(112, 128, 46.9, APART, "tsn_r152"),
     "tsn_r50_112p_1x1x8_50e_minik": Row(
-        model="tsn_r50", clips=frames(8, side=128, crop=112), training=ALONE, dataset=MINIK, gmacs=8.62
+        model="tsn_r50", clips=frames(8, side=128, crop=112), training=ALONE, dataset=MINIK, gmacs=8.6
     ),
     "tsm_r50_112p_1x1x8_50e_sthv2": Row(
-        model="tsm_r50", clips=SSV2_LOW, training=TSM, dataset=SSV2, gmacs=8.62
+        model="tsm_r50", clips=SSV2_LOW, training=TSM, dataset=SSV2, gmacs=8.6
     ),
     "slowonly_r50_112p_8x8x1_150e_k400": Row(
         model="slowonly_r50", clips=slowonly(112, 128), training=SLOWONLY, dataset=K400, gmacs=11.0
@@ -254,7 +254,8 @@ def _recipe(name: str, row: Row) -> Callable[[], Recipe]:
         return _build(name, row)
 
     seen = row.clips.plan(row.clips.test).input_size
-    line = f"{row.model} at {seen} pixels, {row.clips.frames} frames, {row.dataset}, {row.gmacs:.1f} GMACs a view"
+    line = f"{row.model} at {seen} pixels, {row.clips.frames} frames, {row.dataset}"
+    line += f", {row.gmacs:.1f} GMACs a view"
     if row.teacher is not None:
         line += f", taught by {row.teacher[0]} at {row.clips.crop}"
     for key, value in (row.figure or {}).items():

@@ -16,7 +16,19 @@ from marey.video.preprocess import Preprocess
 from marey.weights.download import download
 from marey.weights.release import STAMP, TORCHVISION, clip
 from marey.weights.release import Release as Release  # part of this module's interface
-from marey.weights.releases import ava, csn, mvit, r2plus1d, reskd, slowfast, slowonly, swin, tsm, tsn, uniformer
+from marey.weights.releases import (
+    ava,
+    csn,
+    mvit,
+    r2plus1d,
+    reskd,
+    slowfast,
+    slowonly,
+    swin,
+    tsm,
+    tsn,
+    uniformer,
+)
 
 RELEASES: dict[str, Release] = (
     ava.RELEASES
@@ -111,14 +123,8 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if not file.exists() and name in RELEASES and RELEASES[name].by_hand:
         raise WeightsError(
             "WEIGHTS_BY_HAND",
-            f"{name} lies where no program may fetch it: take it from {url(name)} and put it at {str(file)!r}, "
-            "or give its path instead of its name",
-        )
-    if not file.exists() and name in RELEASES and RELEASES[name].by_hand:
-        raise WeightsError(
-            "WEIGHTS_BY_HAND",
-            f"{name} lies where no program may fetch it: take it from {url(name)} and put it at {str(file)!r}, "
-            "or give its path instead of its name",
+            f"{name} lies where no program may fetch it: take it from {url(name)} and put it at "
+            f"{str(file)!r}, or give its path instead of its name",
         )
     if not file.exists():
         download(url(name), file, known)
