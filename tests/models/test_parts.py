@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from marey.models import build
+from marey.models.parts import Residual
 
 NORMS = nn.BatchNorm2d | nn.BatchNorm3d
 
@@ -158,3 +159,18 @@ def test_a_frozen_norm_in_training_uses_its_running_statistics():
         live = build("tsn_r18", 3, width=8, dropout=0.0)
         live.load_state_dict(model.state_dict())
         assert not torch.allclose(live.train()(clip), model(clip))
+
+
+@pytest.mark.parametrize("name", ["csn_ip_r50", "r2plus1d_r34", "tsn_r18", "tsn_r50", "tsm_r18"])
+def test_blocks_that_start_as_their_shortcuts_do_nothing_else(name):
+    torch.manual_seed(0)
+    options = {"segments": 2} if name.startswith("ts") else {}
+    model = build(name, 3, width=8, zero_init_residual=True, **options).eval()
+    blocks = [m for m in model.modules() if isinstance(m, Residual)]
+    assert len(blocks) >= 8
+    for block in blocks:
+        channels = next(m for m in block.conv1.modules() if hasattr(m, "in_channels")).in_channels
+        flat = isinstance(next(m for m in block.modules() if isinstance(m, NORMS)), nn.BatchNorm2d)
+        x = torch.randn(2, channels, *((8, 8) if flat else (2, 8, 8)))
+        kept = x if block.shortcut is None else block.shortcut(x)
+        torch.testing.assert_close(block(x), kept.relu())

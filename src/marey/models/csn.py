@@ -26,7 +26,7 @@ class CSN(ResNet):
     num_classes    rows of the classifier
     dropout        share of pooled features dropped in training
     width          channels of the stem, 64 as published; all stages scale with it
-    norm_eval, bn_frozen, frozen_stages   see `marey.models.parts.ResNet`
+    norm_eval, bn_frozen, frozen_stages, zero_init_residual   see `marey.models.parts.ResNet`
 
     A clip of 32 x 224 x 224 becomes a map of 4 x 7 x 7 before pooling; any T, H and W will do.
     """
@@ -42,6 +42,7 @@ class CSN(ResNet):
         norm_eval: bool = False,
         bn_frozen: bool = False,
         frozen_stages: int = -1,
+        zero_init_residual: bool = False,
     ) -> None:
         if mode not in get_args(Mode):
             raise unknown("mode of CSN", str(mode), get_args(Mode), "BAD_VALUE")
@@ -69,4 +70,5 @@ class CSN(ResNet):
             norm_eval=norm_eval,
             bn_frozen=bn_frozen,
             frozen_stages=frozen_stages,
+            zero_init_residual=zero_init_residual,
         )

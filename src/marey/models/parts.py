@@ -104,6 +104,11 @@ class Residual(nn.Module):
         self.shortcut = shortcut
         self.non_local: nn.Module | None = None
 
+    def start_as_shortcut(self) -> None:
+        """Weight 0 for the batch norm that ends the units."""
+        last: Any = [m for m in (self.conv3 or self.conv2).modules() if isinstance(m, Norm)][-1]
+        nn.init.zeros_(last.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, C, ...] -> float [B, C', ...]."""
         y: Tensor = self.conv2(self.conv1(x))
@@ -126,6 +131,8 @@ class ResNet(nn.Module):
     bn_frozen      with norm_eval, weight and bias of batch norms are fixed too; alone, as upstream, nothing
     frozen_stages  -1 none; 0 the stem; k the stem and stages 1 to k: fixed, as in evaluation
     partial_bn     all batch norms but the first: fixed, as in evaluation
+    zero_init_residual  fresh blocks start as their shortcuts: the weight of each one's last batch norm is 0
+                   (Goyal et al., arXiv:1706.02677, section 5.1)
 
     Fresh weights come from torch's global generator: `torch.manual_seed` makes them repeatable. The
     classifier's are normal of `head_std`, its bias is 0.
@@ -147,6 +154,7 @@ class ResNet(nn.Module):
         frozen_stages: int,
         bn_frozen: bool = False,
         partial_bn: bool = False,
+        zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1 or not 0 <= dropout < 1 or not -1 <= frozen_stages <= 4:
@@ -165,6 +173,8 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, Norm):
                 norms.append(module)
+            if isinstance(module, Residual) and zero_init_residual:
+                module.start_as_shortcut()
         fixed: list[nn.Module] = []
         for name in ("stem", "stage1", "stage2", "stage3", "stage4")[: frozen_stages + 1]:
             fixed.append(trunk[name])

@@ -21,7 +21,7 @@ class R2Plus1D(ResNet):
     num_classes    rows of the classifier
     dropout        share of pooled features dropped in training
     width          channels of the stem, 64 as published; all stages scale with it
-    norm_eval, frozen_stages   see `marey.models.parts.ResNet`
+    norm_eval, frozen_stages, zero_init_residual   see `marey.models.parts.ResNet`
 
     A clip of 32 x 112 x 112 becomes a map of 4 x 7 x 7 before pooling; any T, H and W will do.
     """
@@ -35,6 +35,7 @@ class R2Plus1D(ResNet):
         width: int = 64,
         norm_eval: bool = False,
         frozen_stages: int = -1,
+        zero_init_residual: bool = False,
     ) -> None:
         if depth not in DEPTHS:
             raise UsageError("BAD_VALUE", f"depth of R(2+1)D is {depth}; needed: one of {DEPTHS}")
@@ -66,6 +67,7 @@ class R2Plus1D(ResNet):
             head_std=0.01,
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
+            zero_init_residual=zero_init_residual,
         )
 
 

@@ -110,7 +110,7 @@ class TSM(ResNet):
     non_local          None, "embedded_gaussian", "gaussian" or "dot_product": blocks of that kind
     non_local_scale    divide the products of embedded_gaussian by the root of their length
     non_local_blocks   after which blocks, for stages 1 to 4
-    norm_eval, frozen_stages, partial_bn   see `marey.models.parts.ResNet`
+    norm_eval, frozen_stages, partial_bn, zero_init_residual   see `marey.models.parts.ResNet`
     """
 
     def __init__(
@@ -128,6 +128,7 @@ class TSM(ResNet):
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
         norm_eval: bool = False,
         frozen_stages: int = -1,
+        zero_init_residual: bool = False,
         partial_bn: bool = False,
     ) -> None:
         if segments < 1 or shift_div < 2 or (temporal_pool and segments % 2):
@@ -168,6 +169,7 @@ class TSM(ResNet):
             head_std=0.001,
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
+            zero_init_residual=zero_init_residual,
             partial_bn=partial_bn,
         )
         self.segments = segments

@@ -19,7 +19,7 @@ class TSN(ResNet):
     dropout        share of pooled features dropped in training, one mask per clip
     head_std       of the fresh classifier's weights
     width          channels of the stem, 64 as published; all stages scale with it
-    norm_eval, frozen_stages, partial_bn   see `marey.models.parts.ResNet`
+    norm_eval, frozen_stages, partial_bn, zero_init_residual   see `marey.models.parts.ResNet`
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class TSN(ResNet):
         width: int = 64,
         norm_eval: bool = False,
         frozen_stages: int = -1,
+        zero_init_residual: bool = False,
         partial_bn: bool = False,
     ) -> None:
         super().__init__(
@@ -42,6 +43,7 @@ class TSN(ResNet):
             head_std=head_std,
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
+            zero_init_residual=zero_init_residual,
             partial_bn=partial_bn,
         )
         self.segments = segments
