@@ -132,6 +132,12 @@ def test_the_published_vote_reads_ten_files_and_writes_what_was_submitted(folder
 def test_fitted_weights_say_on_what_they_were_fitted(folder):
     found = vote(FOUR[:2], fit=True, truth="truth.csv", **GIVEN)
     assert sum(found.report["fitted"]["weights"].values()) == pytest.approx(1)
+    weights = found.report["fitted"]["weights"]
+    scores = {
+        name: read_published(f"{name}.pkl", found.ids, kind="logits", clips=1).logits for name in weights
+    }
+    want = sum(weight * softmax(scores[name]) for name, weight in weights.items())
+    assert found.combined.probabilities == pytest.approx(want, abs=1e-6)
     assert "fitted on the true labels" in found.report["labels_used"]
     assert "log loss held out" in "\n".join(vote_job.lines(found.report))
     with pytest.raises(DataError) as error:
