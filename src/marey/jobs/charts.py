@@ -112,7 +112,7 @@ def heat_map(confusion: Ints, classes: Sequence[str]) -> Chart:
             axes.set_yticks(range(count), [_short(name) for name in classes])
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        svg = _svg(figure, "confusion")
+        svg = svg_of(figure, "confusion")
     diagonal = float(np.trace(confusion) / max(confusion.sum(), 1))
     alt = f"Confusion matrix of {count} classes; {diagonal:.1%} of the clips lie on the diagonal"
     return Chart("Confusion", alt, svg)
@@ -136,7 +136,7 @@ def _curve(
             axes.set_ylim(bottom=0)
         if len(lines) > 1:
             axes.legend()
-        svg = _svg(figure, title)
+        svg = svg_of(figure, title)
     number = "{:.1%}" if share else "{:.4g}"
     told = (
         f"{name} from {number.format(y[0])} to {number.format(y[-1])} (lowest {number.format(y.min())}, "
@@ -161,7 +161,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg_of(figure: Figure, name: str) -> str:
     """The <svg> element, fit to stand beside others in a page: ink of the page, no style or shared ids."""
     text = io.StringIO()
     empty: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -50,11 +50,12 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     ]
     path = contents.folder / "report.html"
     with replacing(path) as part:
-        part.write_text(_page(_title(contents), "\n".join(content)), encoding="utf-8", newline="\n")
+        part.write_text(page(_title(contents), "\n".join(content)), encoding="utf-8", newline="\n")
     return path
 
 
-def _page(title: str, content: str) -> str:
+def page(title: str, content: str) -> str:
+    """A whole page that makes no requests; `content` is markup."""
     template = files("marey.jobs").joinpath("report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
