@@ -149,7 +149,7 @@ def test_files_that_are_none(tmp_path):
     assert "no column second" in refusal(tmp_path / "p.parquet").message
     with pytest.raises(UsageError) as error:
         write_proposals(tmp_path / "p.pkl", Proposals.of(TABLES))
-    assert error.value.code == "OUTPUT_FORMAT"
+    assert error.value.code == "OUT_SUFFIX"
 
 
 def test_collected_faults_leave_the_other_boxes(tmp_path):

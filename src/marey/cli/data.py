@@ -65,6 +65,60 @@ def check(
         raise typer.Exit(SOME_FAILED)
 
 
+@app.command("check-ava")
+def check_ava(
+    annotations: Annotated[
+        list[Path], typer.Argument(metavar="CSV", help="Annotations: video,second,x1,y1,x2,y2,action,entity.")
+    ],
+    proposals: Annotated[
+        Path | None, typer.Option(help="Boxes of a detector: pkl, csv, json, parquet.")
+    ] = None,
+    exclusions: Annotated[Path | None, typer.Option(help="Excluded key frames: video,second.")] = None,
+    label_map: Annotated[Path | None, typer.Option(help="Names of the actions: pbtxt, csv, txt.")] = None,
+    media: Annotated[Path | None, typer.Option(help="Folder of the videos, or of folders of frames.")] = None,
+    own: Annotated[
+        bool, typer.Option("--own/--ava", help="Key frames anywhere, or AVA's: 902 to 1798 s, from 900 s on.")
+    ] = False,
+    fps: Annotated[float | None, typer.Option(help="Frames per second that clips count in.")] = None,
+    start: Annotated[float | None, typer.Option(help="Time stamp of every file's first frame.")] = None,
+    step: Annotated[float | None, typer.Option(help="Seconds from one key frame to the next.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Actions must be below; default: as the label map says, or 81.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Score from which on a proposal counts.")] = 0.9,
+    template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; -1: one per core, at most eight.")] = -1,
+    as_json: Json = False,
+) -> None:
+    """Check AVA annotations row by row, and that proposals, label map and videos go with them."""
+    import msgspec
+
+    from marey.data.ava import AVA, KeyFrames
+    from marey.jobs.check_ava import as_json as report_json
+    from marey.jobs.check_ava import check_ava as run
+    from marey.jobs.check_ava import lines
+    from marey.jobs.setup import cores
+
+    given = {
+        name: value for name, value in (("fps", fps), ("start", start), ("step", step)) if value is not None
+    }
+    report = run(
+        annotations,
+        key_frames=msgspec.structs.replace(KeyFrames() if own else AVA, **given),
+        proposals=proposals,
+        exclusions=exclusions,
+        label_map=label_map,
+        media=media,
+        template=template,
+        num_classes=81 if num_classes is None and not own else num_classes,
+        threshold=threshold,
+        workers=cores() if workers < 0 else workers,
+    )
+    print(report_json(report) if as_json else "\n".join(lines(report)))
+    if not report.ok:
+        raise typer.Exit(SOME_FAILED)
+
+
 @app.command("pack")
 def pack(
     sources: Annotated[

@@ -337,14 +337,8 @@ def find_media(root: str | os.PathLike[str], videos: Iterable[str]) -> tuple[dic
 # Checking ---------------------------------------------------------------------------------------------
 
 
-def check_rows(
-    rows: Rows, faults: Faults, *, key_frames: KeyFrames, actions: Collection[int] | None, most: int | None
-) -> None:
-    """Note rows whose time stamp is no key frame, or whose action is unknown.
-
-    actions  those of the label map, None: any
-    most     the highest action there may be, None: any
-    """
+def check_rows(rows: Rows, faults: Faults, *, key_frames: KeyFrames, most: int | None) -> None:
+    """Note rows whose time stamp is no key frame, or whose action is above `most` (None: none is)."""
     times = f"no key frame: from {_low(key_frames):g} to {_high(key_frames):g} s every {key_frames.step:g} s"
     faults.rows(
         key_frames.wrong(rows.second),
@@ -352,13 +346,9 @@ def check_rows(
         error("AVA_SECOND", "second", "{} is " + times),
         rows.second,
     )
-    labelled = rows.action > 0
-    over = labelled & (rows.action > most) if most is not None else np.zeros(len(labelled), np.bool_)
-    faults.rows(over, rows.lines, error("AVA_ACTION", "action", f"{{}} is above {most}"), rows.action)
-    if actions is not None:
-        strange = labelled & ~over & ~np.isin(rows.action, list(actions))
-        text = "{} is not in the label map"
-        faults.rows(strange, rows.lines, error("AVA_ACTION", "action", text), rows.action)
+    if most is not None:
+        over = rows.action > most
+        faults.rows(over, rows.lines, error("AVA_ACTION", "action", f"{{}} is above {most}"), rows.action)
 
 
 def _low(key_frames: KeyFrames) -> float:

@@ -126,11 +126,11 @@ def read_proposals(path: str | os.PathLike[str], faults: Faults | None = None) -
 def write_proposals(path: str | os.PathLike[str], proposals: Proposals) -> None:
     """Write them as .csv, .json or .parquet. CSV and Parquet leave out key frames without a box.
 
-    Raises UsageError OUTPUT_FORMAT; EnvironmentFault DISK_FULL, NOT_WRITABLE.
+    Raises UsageError OUT_SUFFIX; EnvironmentFault DISK_FULL, NOT_WRITABLE.
     """
     path = Path(path)
     if path.suffix not in (".csv", ".json", ".parquet"):
-        raise UsageError("OUTPUT_FORMAT", f"{path}: proposals are written as .csv, .json or .parquet")
+        raise UsageError("OUT_SUFFIX", f"{path}: proposals are written as .csv, .json or .parquet")
     with replacing(path) as part:
         if path.suffix == ".json":
             found = {key: proposals.all_of(key) for key in proposals.keys}
