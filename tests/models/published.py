@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from marey.models import build
+from marey.weights import openmmlab
 from marey.weights.load import LAYOUTS, load_weights
 from tests.oracles import checksum, drawn_input, filled
 
@@ -42,6 +43,17 @@ def table_of(model, source, optional=True):
     state = model.state_dict()
     layout = layout_of(source, state, optional)
     return {theirs: tuple(state[ours].shape) for ours, theirs in their_names(layout, state, optional).items()}
+
+
+def detector_table(model):
+    """Names and shapes of MMAction2's file; its operators on banks are 3D convolutions of 1 x 1 x 1."""
+    state, table = model.state_dict(), {}
+    for ours, theirs in their_names(openmmlab.LAYOUT, state, optional=False).items():
+        theirs = theirs.replace("cls_head.", "roi_head.bbox_head.").replace(".net.", ".")
+        theirs = theirs if theirs.startswith(("backbone.", "roi_head.")) else f"backbone.{theirs}"
+        long = ours.startswith("long_term.") and (ours.endswith("weight") or ".norm." in ours)
+        table[theirs] = (*state[ours].shape, *((1, 1, 1) if long else ()))
+    return table
 
 
 def published(case):

@@ -18,7 +18,7 @@ from marey.models.detector import Detector
 from marey.models.fold import folded
 from marey.models.longterm import operator
 from marey.weights.load import load_weights, recognise
-from tests.models.published import their_names
+from tests.models.published import detector_table
 from tests.oracles import checksum, drawn_input, filled, load_case, relative_error
 
 FOLDER = Path(__file__).parent / "oracles/detection"
@@ -27,23 +27,11 @@ FAST = {**SMALL, "width": 16, "beta": 4}
 BOX = torch.tensor([[2.0, 3.0, 40.5, 50.0], [0.0, 0.0, 95.0, 63.0], [10.0, 10.0, 10.0, 10.0]])
 
 
-def file_table(model):
-    """Names and shapes of MMAction2's file; its operators on banks are 3D convolutions of 1 x 1 x 1."""
-    state, table = model.state_dict(), {}
-    layout = recognise({"roi_head.bbox_head.fc_cls.weight": torch.zeros(1, 1)}).layout
-    for ours, theirs in their_names(layout, state, optional=False).items():
-        theirs = theirs.replace("cls_head.", "roi_head.bbox_head.").replace(".net.", ".")
-        theirs = theirs if theirs.startswith(("backbone.", "roi_head.")) else f"backbone.{theirs}"
-        long = ours.startswith("long_term.") and (ours.endswith("weight") or ".norm." in ours)
-        table[theirs] = (*state[ours].shape, *((1, 1, 1) if long else ()))
-    return table
-
-
 def case_model(name):
     case = load_case(FOLDER / f"{name}.json")
     torch.manual_seed(0)
     model = build(case["model"], case["classes"], **case["overrides"]).eval()
-    table = file_table(model)
+    table = detector_table(model)
     if "head" in name:
         table = {key: shape for key, shape in table.items() if key.startswith("roi_head.")}
     assert (len(table), checksum(table)) == (case["tensors"], case["table_crc32"])
