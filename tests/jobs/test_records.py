@@ -94,6 +94,8 @@ def test_records_hold_features_as_bytes_and_the_lists_labels(videos, tmp_path):
         5,
     )
     assert card.made_by["rgb"]["weights_sha256"]
+    want = {"frames": 4, "sampling": "segments", "short_side": 36, "crop": 32}
+    assert card.made_by["rgb"]["preprocess"] == want, "and no field that this version happens to have"
     assert (found.folder / "classes.txt").read_text() == "all\neven\nodd\n"
     order = [video.id for video in read(found.folder)]
     assert order != names(videos), "neighbours in the list are not neighbours in the records"
@@ -236,6 +238,11 @@ def test_videos_that_cannot_be_read_are_counted(videos, tmp_path):
     assert error.value.code == "LIST_EMPTY"
 
 
+def test_only_what_differs_from_the_defaults_counts():
+    usual = {"a": 1, "b": {"c": 2, "d": None}, "e": None}
+    assert job.changed({"a": 1, "b": {"c": 3, "d": None}, "f": {}}, usual) == {"b": {"c": 3}, "f": {}}
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [
@@ -309,6 +316,13 @@ def test_pictures_of_a_2d_file_become_features(videos, tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0, capsys.readouterr().err
+    capsys.readouterr()
+    monkeypatch.setattr("sys.argv", ["marey", *map(str, words), "--resume", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert json.loads(capsys.readouterr().out)["skipped"] == 1, (
+        "the same weights, though without a classifier"
+    )
     (path,) = (tmp_path / "out" / "data").rglob("*.safetensors")
     got = load_file(path)["features"]
     clips = marey.create_model("tsn_r18").preprocess

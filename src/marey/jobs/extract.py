@@ -28,7 +28,7 @@ from marey.models.tsn import TSN
 from marey.video.preprocess import Preprocess, Protocol, Views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import Source, expand
-from marey.weights.create import open_model
+from marey.weights.create import create_model, open_model
 from marey.weights.native import digest
 
 VERSION = 1  # of the features and the index; what another version made is not continued
@@ -166,6 +166,21 @@ def _check(per: Per, dtype: str, format: str) -> None:
     for name, value, known in (("dtype", dtype, get_args(Dtype)), ("format", format, get_args(Format))):
         if value not in known:
             raise unknown(name, value, known)
+
+
+def open_backbone(name: str, weights: str | os.PathLike[str]) -> nn.Module:
+    """A network with the weights of a file that need not have its classifier: an ImageNet ResNet for TSN.
+
+    A classifier that the file lacks is zeros, so that the same file always gives the same hash of weights.
+    Raises as `create_model`.
+    """
+    network: Any = create_model(name, weights=weights).eval()
+    if network.load_report.head == "fresh":
+        with torch.no_grad():
+            for parameter in network.head.parameters():
+                parameter.zero_()
+    model: nn.Module = network
+    return model
 
 
 def of_frames(network: nn.Module, frames: int) -> Preprocess:

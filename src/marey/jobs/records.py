@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -35,13 +36,14 @@ from marey.jobs.labelled import Labelled, labelled_sources
 from marey.jobs.manifest import Entry, Manifest, Shard, digest
 from marey.jobs.own_audio import OwnAudio
 from marey.jobs.progress import Progress
+from marey.video.preprocess import Preprocess
 from marey.video.sampling import generator
 
 PROJECTION, CLASSES = "projection.safetensors", "classes.txt"
 VIDEOS = 512  # of a file
 SAMPLE = 200_000  # rows that a projection is fitted to
 RANGE = 2.0  # bytes stand for -2 to 2
-VERSION = 1
+VERSION = 1  # of the records; what another version made is written anew
 
 
 class Records(NamedTuple):
@@ -317,8 +319,11 @@ def _card(
     inputs: str,
 ) -> FeatureCard:
     sound, per = wanted.sound, settings["per"]
-    keys = ("model", "options", "weights_sha256", "layer", "preprocess")
-    made_by = {"rgb": {key: settings[key] for key in keys} | _stored(projections["rgb"])}
+    keys = ("model", "options", "weights_sha256", "layer")
+    clips = changed(settings["preprocess"], json.loads(msgspec.json.encode(Preprocess())))
+    made_by = {
+        "rgb": {key: settings[key] for key in keys} | {"preprocess": clips} | _stored(projections["rgb"])
+    }
     if sound is not None:
         made_by["audio"] = (
             {"given": "bytes"} if sound.bytes else {"given": "floats"} | _stored(projections["audio"])
@@ -345,6 +350,17 @@ def _card(
         inputs=inputs,
         **total,
     )
+
+
+def changed(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, at any depth: a field that a later version adds changes nothing."""
+    return {
+        key: changed(value, usual[key])
+        if isinstance(value, dict) and isinstance(usual.get(key), dict)
+        else value
+        for key, value in values.items()
+        if key not in usual or value != usual[key]
+    }
 
 
 def _stored(projection: Projection) -> dict[str, Any]:
