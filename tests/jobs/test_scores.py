@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from marey import cli
+from marey.data.lists import read_list
 from marey.errors import DataError, UsageError
 from marey.jobs import pseudo_label as label_job
 from marey.jobs import vote as vote_job
@@ -217,6 +218,30 @@ def test_scores_of_marey_test_bring_their_protocol(tmp_path):
     assert table.logits is not None and table.probabilities is None
     assert (table.producer.recipe, table.producer.model) == ("finetune", "x.safetensors")
     assert "clips 3" in table.producer.views
+
+
+def test_temperatures_of_members_are_found_on_labels_and_used_without(folder):
+    """A member that is too sure of itself by 3 gets that temperature; then it is mixed as if it were not."""
+    table = read_published("uni.pkl", [f"{row}.mp4" for row in range(300)], kind="logits", clips=1)
+    write_scores("sure.parquet", score_table(table.ids, logits=3 * table.logits, clips=1))
+    found = [
+        vote([file], truth="truth.csv", **GIVEN).report["members"][name]["measured"]["temperature"]
+        for name, file in (("uni", "uni.pkl"), ("sure", "sure.parquet"))
+    ]
+    assert found[1] == pytest.approx(3 * found[0], rel=1e-3)
+    mixed = vote(["ssv2.pkl", "sure.parquet"], temperatures={"sure": 3.0}, **GIVEN).combined.probabilities
+    want = vote(["ssv2.pkl", "uni.pkl"], **GIVEN).combined.probabilities
+    assert mixed == pytest.approx(want, abs=1e-5)
+    with pytest.raises(UsageError, match="'other'"):
+        vote(["ssv2.pkl"], temperatures={"other": 2.0}, **GIVEN)
+
+
+def test_the_kept_rows_are_a_list_to_train_on(folder):
+    made = pseudo_label(FOUR, out="l.parquet", train="train.csv", **GIVEN).labels
+    clips = read_list("train.csv", root="")
+    assert [(Path(clip.path).name, clip.labels) for clip in clips] == [
+        (made.ids[row], (made.labels[row],)) for row in np.flatnonzero(made.kept)
+    ]
 
 
 # The command line -------------------------------------------------------------------------------------

@@ -24,6 +24,12 @@ Kind = Annotated[
 ]
 Clips = Annotated[int | None, typer.Option(min=1, help="Clips per video, where the file does not say.")]
 Processes = Annotated[int, typer.Option(min=1, help="That scored pickled files; some clips came twice.")]
+Heat = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--temperature", metavar="MEMBER=T", help="Soften (above 1) or sharpen a member; several times."
+    ),
+]
 Truth = Annotated[Path | None, typer.Option(help="True classes of some videos: lines id,label.")]
 
 
@@ -53,6 +59,7 @@ def vote(
     kind: Kind = None,
     clips: Clips = None,
     processes: Processes = 1,
+    temperature: Heat = None,
     presets: Annotated[
         bool, typer.Option("--presets", help="List the presets; with --preset, print it.")
     ] = False,
@@ -78,6 +85,7 @@ def vote(
         kind=_kind(kind),
         clips=clips,
         processes=processes,
+        temperatures=_temperatures(temperature),
     )
     _print(found.report, job.lines(found.report), as_json)
 
@@ -106,11 +114,13 @@ def make(
     ] = None,
     round_: Annotated[int, typer.Option("--round", min=0, help="Number of the round, to remember.")] = 0,
     weigh: Annotated[bool, typer.Option("--weigh", help="Rows weigh as much as they are sure.")] = False,
+    train: Annotated[Path | None, typer.Option(help="Also write a list to train on (.csv).")] = None,
     published: Annotated[Path | None, typer.Option(help="Also write the list as published (.csv).")] = None,
     listed: Listed = None,
     kind: Kind = None,
     clips: Clips = None,
     processes: Processes = 1,
+    temperature: Heat = None,
     as_json: Json = False,
 ) -> None:
     """Label videos by the scores of several networks, and keep what is sure; `make` need not be written."""
@@ -130,10 +140,12 @@ def make(
         round=round_,
         weigh=weigh,
         published=published,
+        train=train,
         listed=listed,
         kind=_kind(kind),
         clips=clips,
         processes=processes,
+        temperatures=_temperatures(temperature),
     )
     _print(found.report, job.lines(found.report), as_json)
 
@@ -180,4 +192,18 @@ def _kind(texts: list[str] | None) -> Any:
         if kind not in ("logits", "probabilities"):
             raise UsageError("SCORES_KIND", f"scores are logits or probabilities, not {kind!r}")
         found[name] = kind
+    return found or None
+
+
+def _temperatures(texts: list[str] | None) -> dict[str, float] | None:
+    """`mvit=1.5` -> {"mvit": 1.5}."""
+    found = {}
+    for text in texts or ():
+        name, _, value = text.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = 0.0
+        if not name or not found[name] > 0:
+            raise UsageError("PRESET_INVALID", f"{text!r} is no temperature of a member; write mvit=1.5")
     return found or None

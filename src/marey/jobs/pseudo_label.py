@@ -1,7 +1,7 @@
 """`marey pseudo-label`: scores of unlabelled videos become labels to train on; what such labels are worth."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from marey.scores.labels import (
     read_truth,
     truth_of,
     write_labels,
+    write_list,
     write_published_labels,
 )
 from marey.scores.presets import Preset
@@ -51,10 +52,12 @@ def pseudo_label(
     round: int = 0,
     weigh: bool = False,
     published: Path_ | None = None,
+    train: Path_ | None = None,
     listed: Path_ | None = None,
     kind: Kinds = None,
     clips: int | None = None,
     processes: int = 1,
+    temperatures: Mapping[str, float] | None = None,
 ) -> Labelled:
     """Label the videos of score files by an ensemble of them, and keep what is sure.
 
@@ -67,7 +70,8 @@ def pseudo_label(
                more are precision and fbeta, and the report says so
     test       list of the target's test videos: one that is labelled here is an error
     weigh      rows weigh as much as they are sure
-    published  also write the kept rows as the published lists are
+    published, train  also write the kept rows as the published lists are; as a list that `marey train` takes
+    temperatures  of members, see `marey.jobs.scores.run`
     Raises UsageError OUT_SUFFIX, POLICY, TRUTH_MISSING, DataError TEST_LEAK and what `open_scores` raises.
     """
     started, made = now(), named(preset, weights)
@@ -82,7 +86,7 @@ def pseudo_label(
     before = read_labels(previous) if previous is not None else None
     labels = pseudo_labels(
         opened.ids,
-        run(ensemble, opened),
+        run(ensemble, opened, temperatures),
         how,
         filters,
         truth=real if needs_labels(how) else None,
@@ -102,9 +106,13 @@ def pseudo_label(
     if out is not None:
         write_labels(out, labels)
         outputs: dict[str, Any] = {"labels": out}
-        if published is not None:
-            write_published_labels(published, labels)
-            outputs["published"] = published
+        for name, path, write in (
+            ("published", published, write_published_labels),
+            ("train", train, write_list),
+        ):
+            if path is not None:
+                write(path, labels)
+                outputs[name] = path
         files = dict(opened.files)
         named_files = {"list": listed, "previous": previous, "truth": truth if needs_labels(how) else None}
         files |= {name: str(path) for name, path in named_files.items() if path is not None}
@@ -114,7 +122,13 @@ def pseudo_label(
             "filters": filters or Filters(),
             "round": round,
         }
-        settings |= {"weigh": weigh, "kind": kind, "clips": clips, "processes": processes}
+        settings |= {
+            "temperatures": temperatures,
+            "weigh": weigh,
+            "kind": kind,
+            "clips": clips,
+            "processes": processes,
+        }
         write_card(card_path(out), "pseudo-label", settings, files, outputs, started=started)
         report["out"] = str(out)
     return Labelled(labels, report)

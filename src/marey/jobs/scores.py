@@ -11,7 +11,15 @@ import numpy as np
 
 from marey.errors import DataError, UsageError
 from marey.jobs.provenance import sha256_of
-from marey.scores.calibrate import calibration_error, disagreement, reliability, wilson
+from marey.scores.calibrate import (
+    calibration_error,
+    disagreement,
+    fit_temperature,
+    normalised,
+    reliability,
+    tempered,
+    wilson,
+)
 from marey.scores.files import read_published, read_scores
 from marey.scores.labels import read_ids, read_truth, truth_of
 from marey.scores.presets import Preset, load_preset
@@ -161,11 +169,20 @@ def _producer(results: dict[str, Any], protocol: dict[str, Any]) -> Producer:
 # What scores are worth --------------------------------------------------------------------------------
 
 
-def run(preset: Preset, sources: Sources) -> Combined:
-    """What an ensemble gives, or a vote, whose members are the ensembles."""
+def run(preset: Preset, sources: Sources, temperatures: Mapping[str, float] | None = None) -> Combined:
+    """What an ensemble gives, or a vote, whose members are the ensembles.
+
+    temperatures  of members whose probabilities are made softer (above 1) or sharper first, see
+                  `marey.scores.calibrate.fit_temperature`. Raises UsageError SCORES_NAMES for a stranger
+    """
+    heat = temperatures or {}
+    strangers = sorted(heat.keys() - sources.tables.keys())
+    if strangers:
+        raise UsageError("SCORES_NAMES", f"a temperature of {strangers[0]!r}, which is no member")
     if isinstance(preset, Ensemble):
-        return combine(preset, inputs(preset, sources.tables))
-    parts = {name: run(load_preset(name), sources) for name in preset.of}
+        read = inputs(preset, sources.tables)
+        return combine(preset, {n: tempered(v, heat[n]) if n in heat else v for n, v in read.items()})
+    parts = {name: run(load_preset(name), sources, temperatures) for name in preset.of}
     labels = {name: part.labels for name, part in parts.items()}
     probabilities = {name: part.probabilities for name, part in parts.items()}
     winner, shown = majority(list(labels.values()), list(probabilities.values()), preset.ties)
@@ -187,7 +204,8 @@ def measured(labels: Ints, probabilities: Floats, truth: Ints, classes: int) -> 
     """What labels and their confidence are worth on the rows of known class; None where there is none.
 
     rows, right, accuracy, interval (Wilson, 95 %), precision and recall per class (None without rows),
-    confusion [true][said], calibration error and the reliability bins of the renormalised confidence
+    confusion [true][said], calibration error and the reliability bins of the renormalised confidence, and the
+    temperature that would fit it best
     """
     rows = np.flatnonzero(truth >= 0)
     if not len(rows):
@@ -209,6 +227,7 @@ def measured(labels: Ints, probabilities: Floats, truth: Ints, classes: int) -> 
         "confusion": confusion.tolist(),
         "calibration_error": calibration_error(bins),
         "reliability": [b._asdict() for b in bins],
+        "temperature": fit_temperature(normalised(probabilities[rows]), real),
     }
 
 

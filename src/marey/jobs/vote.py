@@ -1,7 +1,7 @@
 """`marey vote`: scores of several networks become one, and what each of them was worth."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ def vote(
     kind: Kinds = None,
     clips: int | None = None,
     processes: int = 1,
+    temperatures: Mapping[str, float] | None = None,
 ) -> Voted:
     """Run an ensemble over score files.
 
@@ -70,6 +71,7 @@ def vote(
     fit      find the weights on the true labels, and say what they are worth on rows held out
     truth    list `id,label`; None: the labels that the score files have. They are measured against, and read
              for nothing else unless `fit`
+    temperatures  of members, see `marey.jobs.scores.run`
     out      .parquet: a table of scores that any command here reads; .csv: video, class and probabilities as
              the source submits them; .pkl: as its score files are. A card beside it says what it was made of
     Raises UsageError OUT_SUFFIX, PRESET_INVALID and what `open_scores` and the steps raise.
@@ -88,7 +90,7 @@ def vote(
         fitted = fit_weights(parts, real)
         weights = [fitted.weights[name] for name in parts]
     ensemble = made or plain(opened, weights)
-    combined = run(ensemble, opened)
+    combined = run(ensemble, opened, temperatures)
     report = _report(ensemble, combined, opened, real)
     report["preset"] = preset
     if fitted is not None:
@@ -96,13 +98,8 @@ def vote(
         report["labels_used"] = "weights were fitted on the true labels that are measured against"
     if out is not None:
         _write(Path(out), ensemble, preset, combined, opened)
-        settings = {
-            "preset": preset,
-            "ensemble": ensemble,
-            "clips": clips,
-            "kind": kind,
-            "processes": processes,
-        }
+        settings: dict[str, Any] = {"preset": preset, "ensemble": ensemble, "temperatures": temperatures}
+        settings |= {"clips": clips, "kind": kind, "processes": processes}
         files = dict(opened.files) | ({"list": str(listed)} if listed else {})
         if fit and truth:
             files["truth"] = str(truth)
@@ -197,6 +194,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     for name, member in report["members"].items():
         known = member["measured"]
         worth = f"  right {known['accuracy']:.4f}, ECE {known['calibration_error']:.4f}" if known else ""
+        worth += f", temperature {known['temperature']:.2f}" if known else ""
         text = f"says the same in {member['with_the_vote']:.1%}, confidence {member['confidence']:.3f}"
         found.append(f"  {name:<{width}}  {text}{worth}")
     agreement = report["agreement"]

@@ -14,6 +14,7 @@ from marey.scores.table import Floats, Ints, softmax
 
 Doubles = NDArray[np.float64]
 TINY = 1e-12
+LEAST = 1e-38  # float32 probabilities go down to it
 GOLDEN = (5**0.5 - 1) / 2
 
 # Of one row -------------------------------------------------------------------------------------------
@@ -44,7 +45,7 @@ def tempered(probabilities: NDArray[Any], temperature: float) -> Floats:
 
     Of a softmax of logits it is the softmax of logits / T. Soft labels are made with it.
     """
-    return softmax(np.log(np.maximum(probabilities.astype(np.float64), TINY)) / temperature)
+    return softmax(np.log(np.maximum(probabilities.astype(np.float64), LEAST)) / temperature)
 
 
 # On labelled rows -------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def fit_temperature(probabilities: NDArray[Any], labels: Ints) -> float:
     known = labels >= 0
     if not known.any():
         raise DataError("TRUTH_MISSING", "a temperature is fitted on labelled rows, and none is")
-    logs, truth = np.log(np.maximum(probabilities[known].astype(np.float64), TINY)), labels[known]
+    logs, truth = np.log(np.maximum(probabilities[known].astype(np.float64), LEAST)), labels[known]
 
     def loss(log_t: float) -> float:
         scaled = logs / np.exp(log_t)

@@ -308,6 +308,17 @@ def _reals(values: NDArray[Any]) -> NDArray[np.float64]:
     return values.astype(np.float64)
 
 
+def write_list(path: str | os.PathLike[str], labels: PseudoLabels) -> None:
+    """Write the kept rows as a list to train on: `path,label`, and `class` where the names are known."""
+    names = labels.classes
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "label", "class"] if names else ["path", "label"])
+        for row in np.flatnonzero(labels.kept):
+            label = int(labels.labels[row])
+            table.writerow([labels.ids[row], label, *([names[label]] if names else [])])
+
+
 # Published lists --------------------------------------------------------------------------------------
 
 
