@@ -284,6 +284,7 @@ def test_the_table_the_picture_and_the_page_hold_every_point(runs, tmp_path, cap
     for row in table:
         assert f">{row['resolution']}<" in page and f"{100 * float(row['accuracy']):.1f}%" in page
     assert "taught by tsn_r50" in page
+    assert "$" not in page[page.index("<svg") : page.index("</svg>")], "ticks are plain numbers"
 
 
 def test_names_are_text_in_the_page(runs):

@@ -547,8 +547,8 @@ def lines(found: Comparison) -> list[str]:
         table.append(
             (
                 *(point.curve, f"{point.resolution}", f"{point.crop}", f"{point.views}"),
-                *(f"{point.accuracy:.4f}", f"{point.video_gmacs:.3g}", f"{point.parameters / 1e6:.1f}"),
-                *(f"{point.milliseconds:.1f}", f"{point.videos_per_second:.3g}", decode),
+                *(f"{point.accuracy:.4f}", short_number(point.video_gmacs), f"{point.parameters / 1e6:.1f}"),
+                *(f"{point.milliseconds:.1f}", short_number(point.videos_per_second), decode),
             )
         )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -559,6 +559,11 @@ def lines(found: Comparison) -> list[str]:
     )
     text += [gap_line(gap) for gap in found.gaps]
     return text + [f"note: {note}" for note in found.notes]
+
+
+def short_number(value: float) -> str:
+    """Three digits at least, and no exponent for large ones."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def gap_line(gap: Gap) -> str:

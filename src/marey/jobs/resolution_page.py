@@ -1,20 +1,21 @@
 """The picture of `marey report resolution`: accuracy against cost, latency and throughput."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from marey.errors import UsageError
 from marey.files import replacing
 from marey.jobs.charts import COLOURS, STYLE, svg_of
 from marey.jobs.markup import Cell, count, escaped, figure, note, section, share, table, words
 from marey.jobs.report import page
-from marey.jobs.resolution import Comparison, Point, as_json, gap_line, write_csv
+from marey.jobs.resolution import Comparison, Point, as_json, gap_line, short_number, write_csv
 
 SUFFIXES = (".html", ".png", ".svg", ".csv", ".json")
 NAMES = {"top1": "top-1 accuracy", "map": "mean average precision"}
@@ -55,12 +56,21 @@ def drawn(found: Comparison) -> Figure:
         for axes, (label, value) in zip(panels, AXES, strict=True):
             _panel(axes, found, value)
             axes.set_xlabel(label)
-            axes.set_xscale("log")
+            _scale(axes, [value(point) for point in found.points])
         panels[0].set_ylabel(NAMES[found.points[0].metric])
         panels[0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         handles, labels = panels[0].get_legend_handles_labels()
         chart.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3))
     return chart
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Steps of 1, 2, 5 where the values are far apart, else even ones; plain numbers at both."""
+    if max(values) > 4 * min(values) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
 
 
 def _panel(axes: Axes, found: Comparison, value: Callable[[Point], float]) -> None:
@@ -77,7 +87,7 @@ def _panel(axes: Axes, found: Comparison, value: Callable[[Point], float]) -> No
         middles = [
             (mean(map(value, same)), mean(p.accuracy for p in same), side) for side, same in sides.items()
         ]
-        middles.sort()
+        middles.sort(key=lambda middle: middle[2])
         axes.plot(
             [x for x, _, _ in middles],
             [y for _, y, _ in middles],
@@ -100,7 +110,7 @@ def as_page(found: Comparison) -> str:
     """An HTML page that stands alone."""
     metric = NAMES[found.points[0].metric]
     told = "; ".join(
-        f"{point.curve} at {point.resolution}: {point.accuracy:.1%} for {point.video_gmacs:.3g}"
+        f"{point.curve} at {point.resolution}: {point.accuracy:.1%} for {short_number(point.video_gmacs)}"
         for point in found.points
     )
     alt = f"{metric} against billions of multiply-adds, latency and throughput. {told}"
@@ -135,4 +145,4 @@ def _cells(point: Point) -> list[Cell]:
 
 
 def _number(value: float) -> Cell:
-    return Cell(f"{value:.3g}", value, "number")
+    return Cell(short_number(value), value, "number")
