@@ -138,10 +138,11 @@ def releases(_: str = "") -> Iterator[str]:
     """A Markdown table of the releases, with the accuracies that their source reports."""
     from marey.weights.published import RELEASES
 
-    yield "| release | model | data | top-1 | top-5 | protocol | sampling rule |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| release | model | data | top-1 | top-5 | mAP | protocol | sampling rule |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, one in RELEASES.items():
-        numbers = " | ".join("" if value is None else f"{value}" for value in (one.top1, one.top5))
+        figures = (one.top1, one.top5, one.metrics.get("map"))
+        numbers = " | ".join("" if value is None else f"{value}" for value in figures)
         data = f"{one.dataset}, no classifier" if one.headless else one.dataset
         yield f"| `{name}` | `{one.model}` | {data} | {numbers} | {one.protocol} | {one.preprocess.rule} |"
 

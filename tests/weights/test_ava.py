@@ -49,8 +49,8 @@ def test_a_release_says_what_its_row_says(row):
         *(256, (256, 320)),
         *(256, "random"),
     )
-    assert (clips.jitter, clips.flip, clips.rule, clips.mean[0], clips.std[0]) == (
-        *(True, 0.5, "0.x"),
+    assert (clips.sampling, clips.jitter, clips.flip, clips.rule, clips.mean[0], clips.std[0]) == (
+        *("key", True, 0.5, "0.x"),
         *(123.675, 58.395),
     )
     told = release.overrides

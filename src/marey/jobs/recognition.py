@@ -18,6 +18,7 @@ from marey.jobs import setup
 from marey.jobs.epochs import Validated, scheduled_rate
 from marey.jobs.evaluate import Scored, check_complete, results, score_list, write_scores
 from marey.jobs.runs import Run
+from marey.models import DETECTORS
 from marey.recipes.schema import Recipe
 from marey.training.loop import Outcome
 from marey.training.losses import classification_loss, multi_label_loss, soft_targets
@@ -46,7 +47,14 @@ class Recognition:
 
     @staticmethod
     def prepare(recipe: Recipe, validate: bool | None) -> tuple[Recipe, setup.Lists]:
-        """The recipe without gaps, and its lists. Raises UsageError NO_DATA, DataError for wrong lists."""
+        """The recipe without gaps, and its lists.
+
+        Raises UsageError NO_DATA, RECIPE_KIND for a detector, DataError for wrong lists.
+        """
+        if recipe.model.name in DETECTORS:
+            raise UsageError(
+                "RECIPE_KIND", f"{recipe.model.name} takes boxes, and {recipe.name!r} names clips alone"
+            )
         lists = setup.open_lists(recipe.data, training=True)
         if validate and lists.val is None:
             raise UsageError("NO_DATA", "--validate needs validation videos; give data.val=LIST")

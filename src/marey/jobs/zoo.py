@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marey.errors import MareyError, unknown
-from marey.models import MODELS
+from marey.models import NETWORKS
 from marey.models.cost import macs, parameters
 from marey.models.shell import shell
 from marey.video.preprocess import Preprocess
@@ -42,6 +42,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     dataset       that it was trained on, whose classes it knows
     sampling      frames x interval of a clip, or frames from equal parts (segments) or from a window (dense)
     top1, top5    percent, as reported; None: not reported
+    mean_ap       mean average precision, percent, as reported: of detectors in boxes at an overlap of 0.5
     headless      there is no classifier in the file: trainings start from it
     tested        clips and crops of a video in the test of these figures
     parameters    numbers that training can change
@@ -60,6 +61,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     sampling: str
     top1: float | None
     top5: float | None
+    mean_ap: float | None
     headless: bool
     tested: str
     parameters: int
@@ -88,8 +90,8 @@ def zoo(
     known = {release.dataset.lower(): release.dataset for release in RELEASES.values()}
     if dataset is not None and dataset.lower() not in known:
         raise unknown("data set", dataset, known.values())
-    if model is not None and not any(fnmatchcase(name, model) for name in MODELS):
-        raise unknown("model", model, MODELS)
+    if model is not None and not any(fnmatchcase(name, model) for name in NETWORKS):
+        raise unknown("model", model, NETWORKS)
     found = [
         name
         for name in matching(pattern)
@@ -98,7 +100,7 @@ def zoo(
         and (not downloaded or cached(name).exists())
     ]
     entries = [_entry(name) for name in found]
-    return sorted(entries, key=lambda one: (one.dataset, -(one.top1 or 0), one.name))
+    return sorted(entries, key=lambda one: (one.dataset, -(one.top1 or one.mean_ap or 0), one.name))
 
 
 def matching(pattern: str) -> list[str]:
@@ -154,6 +156,7 @@ def _entry(name: str) -> Entry:
         sampling=_sampling(release.preprocess),
         top1=release.top1,
         top5=release.top5,
+        mean_ap=release.metrics.get("map"),
         headless=release.headless,
         tested=release.protocol,
         parameters=size + rows * row,
@@ -181,7 +184,7 @@ def _cost(model: str, settings: bytes, frames: int, crop: int) -> tuple[int, int
 
 
 def _sampling(clips: Preprocess) -> str:
-    if clips.sampling == "clip":
+    if clips.sampling in ("clip", "key"):
         return f"{clips.frames}x{clips.interval}"
     return f"{clips.frames} {clips.sampling}"
 
@@ -189,13 +192,15 @@ def _sampling(clips: Preprocess) -> str:
 def show(entries: Sequence[Entry]) -> None:
     """Print a table with a line for each release; on a terminal too narrow for it a few lines each."""
     licenses = {one.license for one in entries}
-    titles = ["release", "data", "frames", "top-1", "top-5", "tested on", "M par.", "GMACs", "sha256", "here"]
+    boxes = any(one.mean_ap is not None for one in entries)
+    accuracies = ["top-1", "top-5", "mAP"] if boxes else ["top-1", "top-5"]
+    titles = ["release", "data", "frames", *accuracies, "tested on", "M par.", "GMACs", "sha256", "here"]
     if len(licenses) > 1:
         titles.append("licence")
-    rows = [_cells(one)[: len(titles)] for one in entries]
+    rows = [_cells(one, mean_ap=boxes)[: len(titles)] for one in entries]
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in titles:
-        numbers = title in ("top-1", "top-5", "M par.", "GMACs")
+        numbers = title in (*accuracies, "M par.", "GMACs")
         table.add_column(title, no_wrap=True, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*row)
@@ -212,13 +217,14 @@ def show(entries: Sequence[Entry]) -> None:
     print(f"{len(entries)} releases{alike}. {COUNTED}", file=sys.stderr)
 
 
-def _cells(one: Entry) -> list[str]:
+def _cells(one: Entry, *, mean_ap: bool) -> list[str]:
     """A release's row of the table, the licence last."""
+    figures = (one.top1, one.top5, one.mean_ap)[: 3 if mean_ap else 2]
     return [
         one.short,
         one.dataset,
         one.sampling,
-        *("" if value is None else f"{value:.2f}" for value in (one.top1, one.top5)),
+        *("" if value is None else f"{value:.2f}" for value in figures),
         one.tested,
         f"{one.parameters / 1e6:.2f}",
         f"{one.gmacs:.1f}",

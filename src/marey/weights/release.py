@@ -113,7 +113,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     def protocol(self) -> str:
         """Frames and crops of the accuracies, for people."""
         if self.model.endswith("_det"):
-            return f"{self.preprocess.frames} frames around every second, whole, in given boxes"
+            return f"{self.preprocess.frames} whole frames around every second, given boxes"
         return protocol_text(self.preprocess, self.preprocess.test)
 
 

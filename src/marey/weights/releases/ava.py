@@ -22,7 +22,8 @@ def clips(frames: int, interval: int) -> Preprocess:
     return Preprocess(
         frames=frames,
         interval=interval,
-        jitter=True,
+        sampling="key",
+        jitter=interval > 1,
         short_side=256,
         train_short_side=(256, 320),
         crop=256,
