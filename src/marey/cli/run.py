@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from marey.cli.parts import SOME_FAILED, Json, Overrides, beside, rows, seconds
+from marey.cli.tags import predict_tags
 from marey.errors import UsageError
 
 
@@ -27,13 +28,16 @@ def demo(
 
 def predict(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -.")
+        list[str],
+        typer.Argument(metavar="SOURCE", help="Files, folders, globs, lists, or -; or records of features."),
     ],
     checkpoint: Annotated[
         Path | None, typer.Option(help="What `marey train` or `export` wrote, or a release's file.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="A release by name, see docs/weights.md.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes.")] = 5,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="How many classes; default: 5, of a submission 20.")
+    ] = None,
     every: Annotated[
         str | None, typer.Option(help="A timeline with a window every so long, for example 2s.")
     ] = None,
@@ -42,6 +46,15 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl, .csv or .parquet.")] = None,
     template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Records: only tags that are at least so probable.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Records: names of the tags, such as YouTube-8M's vocabulary.csv.")
+    ] = None,
+    submission: Annotated[
+        bool, typer.Option("--submission", help="Records: write --out as the YouTube-8M challenge takes it.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
     ] = None,
@@ -50,11 +63,35 @@ def predict(
     """What is seen in videos: one line of classes each, or a timeline."""
     from marey.jobs.output import write_predictions
     from marey.jobs.predict import predict as run
+    from marey.jobs.setup_features import takes_features
+    from marey.weights.create import open_model
 
     if (checkpoint is None) == (model is None):
         raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
+    network = open_model(checkpoint or str(model))
+    tagger = takes_features(network)
+    for_clips: dict[str, Any] = {"every": every, "span": span, "template": template}
+    for_records = {"threshold": threshold, "classes": classes, "submission": submission or None}
+    for name, value in (for_clips if tagger else for_records).items():
+        if value is not None:
+            takes = "features of frames" if tagger else "clips"
+            raise UsageError("USAGE", f"--{name} has no meaning here: the network takes {takes}")
+    if tagger:
+        predict_tags(
+            network,
+            sources,
+            top=top or (20 if submission else 5),
+            threshold=threshold or 0.0,
+            classes=classes,
+            out=out,
+            submission=submission,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    top = top or 5
     found = run(
-        checkpoint or str(model),
+        network,
         sources,
         top=top,
         every=seconds(every),

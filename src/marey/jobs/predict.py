@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from marey.errors import MareyError, UsageError
+from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.video.preprocess import Preprocess, Views, average_views, normalize
 from marey.video.reader import Video, read_video
@@ -71,7 +72,12 @@ def predict(
     if every is not None and not every > 0:
         raise UsageError("EVERY", f"windows must start more than 0 seconds apart, not {every}")
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network: Any = folded(model if isinstance(model, nn.Module) else open_model(model)).to(place)
+    opened = model if isinstance(model, nn.Module) else open_model(model)
+    if takes_features(opened):
+        raise UsageError(
+            "NO_CLIPS", "the network takes features of frames; marey.jobs.tags.tag_records gives their tags"
+        )
+    network: Any = folded(opened).to(place)
     data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
     several, labels = data.get("multi_label") and data.get("labels", "each") == "each", network.class_names
     names = [sources] if isinstance(sources, str | os.PathLike) else sources

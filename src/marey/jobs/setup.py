@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -16,12 +16,11 @@ from marey.data.labels import mirror_pairs
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
 from marey.models import MODELS
-from marey.recipes.schema import AnyRecipe, Data, Model, Recipe, Records, TagRecipe
+from marey.recipes.schema import AnyRecipe, Data, Model, Recipe, Records
 from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model
 from marey.weights.load import LoadReport
 
-R = TypeVar("R", Recipe, TagRecipe)
 SPLITS = {  # how splits are called in lists and folders
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate"),
@@ -163,7 +162,7 @@ def build_model(recipe: AnyRecipe, seed: int) -> tuple[nn.Module, LoadReport | N
     return model, getattr(model, "load_report", None)
 
 
-def sized(recipe: R, classes: int) -> R:
+def sized(recipe: Recipe, classes: int) -> Recipe:
     """The recipe with a class count."""
     return msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, num_classes=classes))
 

@@ -65,13 +65,19 @@ def open_records(data: Records, *, training: bool) -> RecordLists:
     return RecordLists(found.get("train"), found.get("val"), found.get("test"), card, names, labels)
 
 
-def records(source: str | os.PathLike[str], index: Path | None = None) -> Shards:
-    """All records of what a user names; files that can be read in part are reported in `lost`."""
-    shards = open_shards(list_shards(source), index=index, damaged=lambda error: None)
+def records(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], index: Path | None = None
+) -> Shards:
+    """All records of what a user names; files that can be read in part, or not at all, are in `lost`.
+
+    Raises DataError where there is none, and what `list_shards` raises.
+    """
+    several = [sources] if isinstance(sources, str | os.PathLike) else sources
+    files = [file for source in several for file in list_shards(source)]
+    shards = open_shards(files, index=index, damaged=lambda error: None)
     if not len(shards):
-        raise next(
-            iter(shards.lost), DataError("LIST_EMPTY", f"{os.fspath(source)}: there is no record in it")
-        )
+        named = ", ".join(str(source) for source in several)
+        raise next(iter(shards.lost), DataError("LIST_EMPTY", f"{named}: there is no record in it"))
     return shards
 
 
@@ -199,5 +205,5 @@ def comparable(model: nn.Module, shards: Shards) -> bool:
     """
     why = not_comparable(trained_on(model), feature_card(shards.paths))
     if why is not None:
-        print(f"marey: FEATURES_DIFFER: {why}", file=sys.stderr)
+        print(f"marey: {why}", file=sys.stderr)
     return why is None

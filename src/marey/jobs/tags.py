@@ -33,12 +33,14 @@ from marey.jobs.setup_features import (
     layout_of,
     lost_records,
     open_records,
+    records,
 )
 from marey.jobs.tag_files import Tags
 from marey.metrics.gap import Tagging, TaggingMetrics, ranked
 from marey.recipes.schema import TagRecipe
 from marey.training.distributed import gather, launch
 from marey.training.losses import tagging_loss
+from marey.weights.native import is_checkpoint
 
 METRICS = ("gap", "hit1", "perr", "map", "map_2018", "loss")
 FINE = 2**32  # losses are summed as whole numbers of this fraction: the sum is the same in any order
@@ -279,9 +281,12 @@ def test_tags(
         if name not in METRICS:
             raise unknown("metric", name, METRICS, code="UNKNOWN_METRIC")
     fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)
-    model: Any = setup.trained_model(recipe, checkpoint)
+    model: Any = _trained(recipe, checkpoint)
     lists = open_records(recipe.data, training=False)
-    recipe = complete(setup.sized(recipe, int(model.num_classes)), lists)
+    plan = msgspec.structs.replace(
+        recipe.model, num_classes=int(model.num_classes), options=model.spec["overrides"]
+    )
+    recipe = complete(msgspec.structs.replace(recipe, model=plan), lists)
     known = setup.known_names(model)
     _same_names(checkpoint, known, lists.names)
     shards = lists.given()[0]
@@ -302,6 +307,13 @@ def test_tags(
     if fabric.is_global_zero:
         _leave(found, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
     return found
+
+
+def _trained(recipe: TagRecipe, checkpoint: str | os.PathLike[str]) -> nn.Module:
+    """A checkpoint's own network, whatever the recipe's options; other files do not show all of theirs."""
+    if is_checkpoint(checkpoint):
+        recipe = msgspec.structs.replace(recipe, model=msgspec.structs.replace(recipe.model, options={}))
+    return setup.trained_model(recipe, checkpoint)
 
 
 def _same_names(
@@ -357,6 +369,28 @@ def predict_tags(
                 chosen = tuple(classes[c] for c in kept), tuple(float(scores[c]) for c in kept)
                 rows.append((number, Tags(video, tuple(kept), *chosen, known)))
             yield from (row for _, row in sorted(rows, key=lambda row: row[0]))
+
+
+def tag_records(
+    model: nn.Module,
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    names: Sequence[str] | None = None,
+    top: int = 5,
+    threshold: float = 0.0,
+    device: str | None = None,
+) -> Iterator[Tags]:
+    """`predict_tags` of all records that a user names, on a device of the user's.
+
+    sources  folders of records, patterns, files, lists of files
+    device   "cpu", "cuda", ...; None: the GPU if there is one
+    """
+    shards = records(sources)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    workers = 0 if place.type == "cpu" else setup.cores()  # a CPU is busy with the network
+    yield from predict_tags(
+        model.to(place), shards, names=names, top=top, threshold=threshold, workers=workers
+    )
 
 
 def _unreadable(bad: Failure) -> Tags:

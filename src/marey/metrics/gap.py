@@ -233,9 +233,7 @@ def multi_hot(labels: list[Any], num_classes: int, names: list[str] | None = Non
     return table
 
 
-def _equal_recall(
-    s: Floats, positive: NDArray[np.bool_], values: Floats, hits: NDArray[np.bool_]
-) -> Ints:
+def _equal_recall(s: Floats, positive: NDArray[np.bool_], values: Floats, hits: NDArray[np.bool_]) -> Ints:
     """How many of a video's best classes, as many as it has labels, are labels; `values` and `hits` are of
     its k best."""
     count = positive.sum(axis=1)

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import msgspec
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,15 @@ def read_card(
             f"{card.format}, written by marey {card.marey}): it is damaged, or a newer marey is needed",
         )
     return card
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is a checkpoint; nothing else of it is looked at."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            return KEY in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
 
 
 def card_model(metadata: Mapping[str, str]) -> str | None:
