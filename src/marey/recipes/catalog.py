@@ -72,6 +72,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """Overrides that a recipe wants to know from the start, because other values follow from them."""
     wanted = {"model": "model.name", "weights": "model.weights"}
+    wanted |= {"teacher": "distill.teacher.name", "teacher_weights": "distill.teacher.weights"}
     given = pairs(overrides)
     names = inspect.signature(build).parameters
     return {name: given[key] for name, key in wanted.items() if name in names and key in given}

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from marey.models import MODELS
-from marey.recipes.schema import Data, Model, Recipe, Training
+from marey.recipes.schema import Data, Distill, Model, Recipe, Training
 from marey.training.optim import Optimizer, Schedule
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.create import starting_preprocess
@@ -73,6 +73,37 @@ def scratch(model: str = "tsm_r18") -> Recipe:
             reference_batch=16,
             optimizer=Optimizer(lr=0.02, weight_decay=1e-4, clip_norm=20.0),
         ),
+    )
+
+
+def distill(
+    model: str = "tsm_r18",
+    weights: str | None = None,
+    teacher: str = "tsm_r50",
+    teacher_weights: str | None = None,
+) -> Recipe:
+    """Teach a network that sees half-size pictures by one that sees them whole, on own videos.
+
+        marey train distill distill.teacher.name=tsm_r50 distill.teacher.weights=FILE model.weights=FILE \\
+            data.train=LIST data.val=LIST
+
+    Clips are cut as the teacher's weights, or else its family, expect; the student gets the same crop at half
+    its size (clips.input_size) and is saved with that. The teacher must know the data's classes. Any two
+    networks go together, for what they say of classes is compared; docs/distillation.md tells of the other
+    losses, and what each needs.
+    """
+    base = finetune(model, weights)
+    clips = starting_preprocess(teacher, teacher_weights)
+    clips = _simple(clips, one_size=True)
+    clips = msgspec.structs.replace(clips, short_side=max(clips.short_side or 0, clips.crop))
+    side = clips.crop // 2
+    options: dict[str, Any] = {"crop": side, "frames": clips.frames} if _one_size(model) else {}
+    return msgspec.structs.replace(
+        base,
+        name="finetune.distill",
+        model=msgspec.structs.replace(base.model, options=options),
+        clips=msgspec.structs.replace(clips, input_size=side),
+        distill=Distill(teacher=Model(name=teacher, weights=teacher_weights), logit_kl=1.0),
     )
 
 
