@@ -157,6 +157,8 @@ def test_lists_of_true_classes_and_of_names(tmp_path):
         with pytest.raises(DataError, match="line 2") as error:
             read_truth(file)
         assert error.value.code == code
+    file.write_text("label,split,path\n4,train,a b.mp4\n-1,val,c.mp4\n")
+    assert read_truth(file) == {"a b.mp4": 4} and read_ids(file) == ("a b.mp4", "c.mp4")
     with pytest.raises(DataError) as error:
         read_truth(tmp_path / "missing.csv")
     assert error.value.code == "LIST_FORMAT"

@@ -1,5 +1,7 @@
 """A correction of light goes from a recipe into training, the checkpoint, tests, predictions and features."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -8,8 +10,12 @@ import torch
 from marey.jobs.evaluate import test as evaluate
 from marey.jobs.extract import extract_features
 from marey.jobs.predict import predict
-from marey.jobs.scores import open_scores
+from marey.jobs.provenance import read_card, sha256_of
+from marey.jobs.scores import find_truth, open_scores
+from marey.jobs.scoring import score_videos
 from marey.jobs.train import train
+from marey.scores.files import read_scores
+from marey.scores.table import read_as
 from marey.video.light import Light, relight
 from marey.video.preprocess import Protocol, normalize
 from marey.video.reader import read_video
@@ -72,3 +78,40 @@ def test_the_checkpoint_carries_it_and_every_use_goes_through_it(run):
     with np.load(next(done.folder.rglob("*.npz"))) as stored:
         got = stored["features"].reshape(-1).astype(np.float32)
     assert got == pytest.approx(torch.cat(vectors).mean(0).numpy(), abs=1e-2)
+
+
+def test_a_list_is_scored_without_labels_as_a_test_scores_it(run, tmp_path):
+    """Names as in the list, both kinds, what made it; true labels are matched by name or by path."""
+    folder, found, data = run
+    names = [line.split(",")[0] for line in Path(data["data.test"]).read_text().splitlines()[1:]]
+    (tmp_path / "target.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))
+    out = tmp_path / "target.parquet"
+    got = score_videos(
+        found.checkpoint,
+        tmp_path / "target.csv",
+        root=folder / "clips",
+        out=out,
+        accelerator="cpu",
+        workers=0,
+    )
+    table = read_scores(out)
+    assert table.ids == tuple(names) == got.table.ids and not got.failed
+    assert table.clips.tolist() == [3] * len(names) and set(table.labels.tolist()) == {-1}
+    evaluate(found.run / "recipe.json", found.checkpoint, {"data.test": data["data.test"]}, accelerator="cpu")
+    tested = open_scores([str(found.run / "scores.parquet")])
+    assert read_as(table, "probabilities") == pytest.approx(tested.tables["scores"].probabilities, abs=1e-6)
+    one = score_videos(
+        found.checkpoint,
+        tmp_path / "target.csv",
+        root=folder / "clips",
+        protocol=Protocol(),
+        accelerator="cpu",
+        workers=0,
+    ).table
+    assert read_as(one, "mean_logits") == pytest.approx(read_as(one, "probabilities"), abs=1e-6)
+    card = read_card(tmp_path / "target.manifest.json")
+    assert card.inputs["checkpoint"].sha256 == sha256_of(found.checkpoint) == table.producer.sha256
+    assert table.producer.model == "tsm_r18" and "lights" in table.producer.views
+    named = open_scores([str(out)])
+    assert find_truth(data["data.test"], named).tolist() == find_truth(data["data.test"], tested).tolist()
+    assert (find_truth(data["data.test"], named) >= 0).all()

@@ -11,7 +11,18 @@ import numpy as np
 from marey.errors import DataError, UsageError
 from marey.jobs.leaks import Leak, leaks
 from marey.jobs.provenance import card_path, now, write_card
-from marey.jobs.scores import Kinds, Path_, agreement_of, find_truth, measured, named, open_scores, plain, run
+from marey.jobs.scores import (
+    Kinds,
+    Path_,
+    agreement_of,
+    as_tested,
+    find_truth,
+    measured,
+    named,
+    open_scores,
+    plain,
+    run,
+)
 from marey.scores.labels import (
     Origin,
     PseudoLabels,
@@ -79,7 +90,7 @@ def pseudo_label(
         raise UsageError("OUT_SUFFIX", f"{str(out)!r}: pseudo-labels are written as {' or '.join(SUFFIXES)}")
     opened = open_scores(sources, made, listed=listed, kind=kind, clips=clips, processes=processes)
     if test is not None:
-        refuse_leaks(leaks(opened.ids, read_ids(test)), str(test))
+        refuse_leaks(leaks(opened.ids, list(as_tested(dict.fromkeys(read_ids(test), 0), test))), str(test))
     ensemble = made or plain(opened, weights)
     how = parse_policy(policy) if isinstance(policy, str) else policy or _own(ensemble) or Quantile(share=0.5)
     real = find_truth(truth, opened) if truth is not None else None

@@ -193,11 +193,17 @@ def run(preset: Preset, sources: Sources, temperatures: Mapping[str, float] | No
 def find_truth(path: Path_ | None, sources: Sources) -> Ints:
     """True classes in the order of the scores, -1 where unknown: of a list, else those in the score files."""
     if path is not None:
-        return truth_of(sources.ids, read_truth(path))
+        return truth_of(sources.ids, as_tested(read_truth(path), path))
     known = np.full(len(sources.ids), -1, np.int64)
     for table in sources.tables.values():
         known = np.where(known < 0, table.labels, known)
     return known
+
+
+def as_tested(names: Mapping[str, int], listed: Path_) -> dict[str, int]:
+    """Names of a list, and the paths that `marey test` writes for them: joined with the list's folder."""
+    folder = os.path.dirname(listed)  # noqa: PTH120 - joined as the lists' reader does
+    return {os.path.join(folder, name): label for name, label in names.items()} | dict(names)  # noqa: PTH118
 
 
 def measured(labels: Ints, probabilities: Floats, truth: Ints, classes: int) -> dict[str, Any] | None:

@@ -163,16 +163,18 @@ def pseudo_labels(
 
 
 def read_truth(path: str | os.PathLike[str]) -> dict[str, int]:
-    """True labels by id: lines `id,label` (more columns are left alone), a header is skipped; .gz too.
+    """True labels by id: lines `id,label`, or columns `path` (or `id`) and `label` of a header; .gz too.
 
-    Labels below 0 are unknown, and left out. Raises DataError LIST_LINES naming the line, SCORES_DUPLICATE.
+    A first line that is neither is skipped. Labels below 0 are unknown, and left out. Raises DataError
+    LIST_LINES naming the line, SCORES_DUPLICATE.
     """
     found: dict[str, int] = {}
-    for number, row in enumerate(_lines(path), 1):
+    rows, names, labels = _headed(_lines(path))
+    for number, row in enumerate(rows, 1):
         try:
-            name, label = row[0], int(row[1])
+            name, label = row[names], int(row[labels])
         except (IndexError, ValueError):
-            if number == 1:
+            if number == 1 or not row:
                 continue
             raise DataError("LIST_LINES", f"{str(path)!r}, line {number}: expected id,label") from None
         if found.get(name, label) != label:
@@ -182,9 +184,20 @@ def read_truth(path: str | os.PathLike[str]) -> dict[str, int]:
 
 
 def read_ids(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of a list in its order: first column, a header `path,...` or `id,...` is skipped; .gz too."""
-    rows = [row[0] for row in _lines(path) if row]
-    return tuple(rows[1:] if rows and rows[0] in ("path", "id", "video") else rows)
+    """The names of a list in its order: first column, or column `path` (or `id`) of a header; .gz too."""
+    rows, names, _ = _headed(_lines(path))
+    return tuple(row[names] for row in rows if len(row) > names)
+
+
+def _headed(rows: list[list[str]]) -> tuple[list[list[str]], int, int]:
+    """The rows below a header, if there is one, and which columns hold names and labels. Rows keep their
+    numbers: a header becomes an empty row."""
+    head = rows[0] if rows else []
+    for name in ("path", "id"):
+        if name in head:
+            label = head.index("label") if "label" in head else len(head)
+            return [[], *rows[1:]], head.index(name), label
+    return rows, 0, 1
 
 
 def truth_of(ids: Sequence[str], truth: Mapping[str, int]) -> Ints:
