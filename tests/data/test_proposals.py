@@ -96,6 +96,15 @@ def test_other_spellings_of_the_same(tmp_path):
     }
     pyarrow.parquet.write_table(pa.table(short), tmp_path / "p.parquet")
     same(read_proposals(tmp_path / "p.parquet"), Proposals.of({"a,0003": [[0, 0, 1, 1]]}))
+    mixed = {"video": ["b", "a", "b"], "second": [3.0, 1.0, 3.0], "x1": [0.5, 0.0, 0.25]}
+    mixed |= {"y1": [0.0] * 3, "x2": [1.0] * 3, "y2": [1.0] * 3, "score": [0.5, 0.25, 0.75]}
+    pyarrow.parquet.write_table(pa.table(mixed), tmp_path / "p.parquet")
+    boxes = {"b,0003": [[0.5, 0, 1, 1, 0.5], [0.25, 0, 1, 1, 0.75]], "a,0001": [[0, 0, 1, 1, 0.25]]}
+    same(read_proposals(tmp_path / "p.parquet"), Proposals.of(boxes))
+    mixed["video"][1] = None
+    pyarrow.parquet.write_table(pa.table(mixed), tmp_path / "p.parquet")
+    with pytest.raises(DataError, match="row 1, column video: no key frame is named"):
+        read_proposals(tmp_path / "p.parquet")
 
 
 @pytest.mark.parametrize(

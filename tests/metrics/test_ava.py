@@ -15,6 +15,7 @@ from marey.metrics.ava_tables import csv_lines, key_of, make_rows, read_exclusio
 ORACLES = Path(__file__).parent / "oracles"
 EXPECTED = json.loads((ORACLES / "ava" / "expected.json").read_text())["results"]
 NAMES = read_label_map(ORACLES / "ava" / "labels.pbtxt")
+assert read_label_map(ORACLES / "ava" / "labels_v2.pbtxt") == NAMES  # the other syntax
 EXCLUDED = read_exclusions(ORACLES / "ava" / "excluded.csv")
 WRITTEN = json.loads((ORACLES / "ava_results.json").read_text())
 

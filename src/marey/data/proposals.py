@@ -194,7 +194,7 @@ def _arrays(path: Path, faults: Faults, notes: list[str]) -> dict[str, Any]:
     if suffix == ".csv":
         return _grouped(_csv_boxes(path, faults))
     if suffix == ".parquet":
-        return _grouped(_parquet_boxes(path, faults))
+        return _parquet_tables(path, faults)
     return _of_json(path, faults, notes)
 
 
@@ -305,7 +305,7 @@ def _not_a_number(faults: Faults, line: int, code: str, name: str, text: str) ->
     faults.add(line, error(code, name, "{!r:.42} is no number"), text)
 
 
-def _parquet_boxes(path: Path, faults: Faults) -> Iterator[Boxed]:
+def _parquet_tables(path: Path, faults: Faults) -> dict[str, Any]:
     try:
         table = pyarrow.parquet.read_table(path)
     except pa.ArrowInvalid as fault:
@@ -320,13 +320,19 @@ def _parquet_boxes(path: Path, faults: Faults) -> Iterator[Boxed]:
     faults.unit = "row"
     names = COLUMNS[1:] if "score" in table.column_names else COLUMNS[1:6]
     numbers = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in names]
-    for row, (video, values) in enumerate(
-        zip(table["video"].to_pylist(), np.column_stack(numbers).tolist(), strict=True)
-    ):
-        if not isinstance(video, str) or not values[0] >= 0:
-            faults.add(row, error("AVA_KEY", "video", "no key frame is named"))
-            continue
-        yield key_of(video, values[0]), values[1:]
+    values, videos = np.column_stack(numbers), table["video"].combine_chunks().dictionary_encode()
+    place = videos.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    known = (place >= 0) & (values[:, 0] >= 0)
+    nameless = error("AVA_KEY", "video", "no key frame is named")
+    faults.rows(np.logical_not(known), np.arange(len(known)), nameless)
+    frames, first, inverse = np.unique(
+        np.stack([place, values[:, 0]], 1)[known], axis=0, return_index=True, return_inverse=True
+    )
+    rank = np.argsort(np.argsort(first))[inverse.reshape(-1)]  # key frames as they appear
+    order, ends = np.argsort(rank, kind="stable"), np.cumsum(np.bincount(rank, minlength=len(frames)))
+    named = videos.dictionary.to_pylist()
+    keys = [key_of(str(named[int(video)]), second) for video, second in frames[np.argsort(first)].tolist()]
+    return dict(zip(keys, np.split(values[known][order, 1:], ends[:-1]), strict=True)) if keys else {}
 
 
 def _grouped(boxes: Iterable[Boxed]) -> dict[str, Any]:
