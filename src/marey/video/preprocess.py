@@ -112,7 +112,8 @@ class Views:
             shown, clip = divmod(number, len(self.index))
             lamp, crop = divmod(shown, len(self.boxes))
             light = self.lights[lamp]
-            first = _decoded(self.lights).index(_as_decoded(light)) * len(self.numbers)
+            way = 0 if light is None else _decoded(self.lights).index(_as_decoded(light))
+            first = way * len(self.numbers)
             left, top, right, bottom = self.boxes[crop]
             cut, rows = self.frames[:, top:bottom, left:right], torch.from_numpy(self.index[clip] + first)
             torch.index_select(cut, 0, rows, out=view)  # 20 times as fast as cut[rows]
@@ -423,7 +424,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         index = part[self.pick_test(len(part), protocol, video.fps)]
         numbers, place = np.unique(index, return_inverse=True)
         lights = plan.lights or (None,)
-        ways = _decoded(lights)
+        ways = _decoded(plan.lights) if plan.lights else [None]
         pieces: list[list[Tensor]] = [[] for _ in ways]
         for first in range(0, len(numbers), DECODED_AT_ONCE):
             frames = video.frames(numbers[first : first + DECODED_AT_ONCE])
@@ -433,7 +434,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             left, top = boxes[:, :2].min(axis=0).tolist()
             right, bottom = boxes[:, 2:].max(axis=0).tolist()
             for way, resized in zip(ways, pieces, strict=True):
-                lit = relight(relight(frames, way), _as_decoded(self.light))
+                lit = frames if way is None else relight(frames, way)
+                if self.light is not None and self.light.decoded:
+                    lit = relight(lit, self.light)
                 shown = resize(lit, size, self.resize, (left, top, right, bottom))  # by some crop
                 resized.append(shown)
         moved = boxes - [left, top, left, top]
