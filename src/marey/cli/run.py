@@ -60,7 +60,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is seen in videos: one line of classes each, or a timeline."""
+    """What is seen in videos: one line of classes each, or a timeline; tags of records of frame features."""
     from marey.jobs.output import write_predictions
     from marey.jobs.predict import predict as run
     from marey.jobs.setup_features import takes_features
@@ -209,11 +209,11 @@ def features(
 
 def _backbone(checkpoint: Path | None, model: str | None) -> Any:
     """What features are taken of; both: weights, perhaps of pictures, in a network called by its name."""
+    from marey.jobs.extract import open_backbone
     from marey.models import MODELS
-    from marey.weights.create import create_model
 
     if checkpoint is not None and model in MODELS:
-        return create_model(str(model), weights=checkpoint).eval()
+        return open_backbone(str(model), checkpoint)
     if (checkpoint is None) == (model is None):
         raise UsageError(
             "NO_MODEL", "give either --checkpoint FILE or --model RELEASE, or a network's name and its file"
