@@ -5,8 +5,12 @@ import torch
 
 from marey.errors import WeightsError
 from marey.models import build
-from marey.weights.create import create_model
+from marey.weights.create import create_model, open_model
 from marey.weights.load import load_weights
+from marey.weights.published import RELEASES, locate
+from marey.weights.reskd import extract_student
+from tests.models.published import table_of
+from tests.models.small import SLIM
 from tests.oracles import ALL_BLOCKS, filled, mmaction_table
 from tests.weights.files import as_0x
 
@@ -87,3 +91,66 @@ def test_a_pair_without_a_part_of_its_student_is_refused():
     del weights["backbone.low_res_path.layer2.0.downsample.conv.weight"]
     with pytest.raises(WeightsError, match=r"1 missing \(trunk.stage2.0.shortcut.conv.weight\)"):
         load_weights(build("tsn_r18", 7, width=8), weights)
+
+
+SWIN = dict(SLIM)["swin3d_t"]
+
+
+def swin_pair():
+    """Both networks small; the teacher's classifier beside the student's."""
+    plain = table_of(build("swin3d_t", 7, **SWIN), "video-swin", optional=False)
+    names = {n.replace("backbone.", "backbone.low_res_path."): s for n, s in plain.items()}
+    names |= {
+        n.replace("backbone.", "backbone.high_res_path.").replace("fc_cls", "fc_cls_t"): s
+        for n, s in plain.items()
+    }
+    return filled(names)
+
+
+@torch.inference_mode()
+def test_a_swin_pair_gives_its_student_too():
+    weights = swin_pair()
+    weights["backbone.low_res_path.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(4, 4)
+    models = [build("swin3d_t", 7, **SWIN).eval() for _ in range(2)]
+    report = load_weights(models[0], weights)
+    assert (report.source, report.head, report.fresh) == ("reskd", "loaded", ())
+    assert set(report.left_out.values()) == {"the teacher", "computed, not read"}
+    assert load_weights(models[1], extract_student(weights)).source == "video-swin"
+    clip = torch.randn(1, 3, 8, 64, 64)
+    assert torch.equal(models[0](clip), models[1](clip))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_taken_out_is_a_plain_file(name):
+    weights = pair(*PAIRS[name], both_heads=True)
+    plain = extract_student(weights)
+    assert plain.keys() == mmaction_table(**PAIRS[name][0], width=8, classes=7).keys()
+    first, second = (build(name, 7, width=8) for _ in range(2))
+    load_weights(first, weights)
+    assert load_weights(second, as_0x(plain)).source == "mmaction2"
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in second.state_dict().items())
+    with pytest.raises(WeightsError) as error:
+        extract_student(plain)
+    assert error.value.code == "WEIGHTS_LAYOUT"
+
+
+def test_a_student_comes_with_its_way_of_seeing_and_a_teacher_with_its_own(tmp_path, capsys):
+    torch.save(as_0x(pair(*PAIRS["tsn_r18"])), tmp_path / "pair.pth")
+    torch.save(as_0x(extract_student(pair(*PAIRS["tsn_r18"]))), tmp_path / "plain.pth")
+    student = open_model(tmp_path / "pair.pth")
+    assert (student.preprocess.crop, student.preprocess.input_size) == (224, 112)
+    assert "crops of 224 reduced to 112" in capsys.readouterr().err
+    assert create_model("tsn_r18", weights=tmp_path / "pair.pth", width=8).preprocess.input_size == 112
+    assert open_model(tmp_path / "plain.pth").preprocess.input_size is None
+
+
+def test_files_that_no_program_may_fetch_are_asked_for_by_name_and_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("MAREY_CACHE", str(tmp_path))
+    teachers = [name for name, release in RELEASES.items() if release.source == "reskd"]
+    assert len(teachers) == 7 and all(RELEASES[name].by_hand for name in teachers)
+    with pytest.raises(WeightsError, match="CVMI-Lab/ResKD") as error:
+        locate(teachers[0])
+    assert error.value.code == "WEIGHTS_BY_HAND"
+    assert str(tmp_path / f"{teachers[0]}.pth") in error.value.message
+    (tmp_path / f"{teachers[0]}.pth").write_bytes(b"brought by hand")
+    assert locate(teachers[0]) == tmp_path / f"{teachers[0]}.pth"
