@@ -6,7 +6,14 @@ from torchvision.models.video import R3D_18_Weights
 from marey import classes
 from marey.classes import class_names
 
-COUNTS = {"Kinetics-400": 400, "Kinetics-600": 600, "Kinetics-700": 700, "HMDB51": 51}
+COUNTS = {
+    "Kinetics-400": 400,
+    "Kinetics-600": 600,
+    "Kinetics-700": 700,
+    "HMDB51": 51,
+    "AVA v2.1": 81,
+    "AVA v2.2": 81,
+}
 
 
 def test_every_list_has_the_published_number_of_names_each_once():
@@ -24,7 +31,20 @@ def test_kinetics_400_is_numbered_as_in_torchvision():
 def test_labels_follow_the_sorted_names():
     for dataset in COUNTS:
         names = class_names(dataset)
-        assert names is not None and list(names) == sorted(names), dataset
+        assert names is not None
+        assert (list(names) == sorted(names)) != dataset.startswith("AVA"), dataset
+
+
+def test_avas_actions_are_numbered_as_in_its_label_map():
+    """Whole groups, each sorted: 1 to 14 movement, 15 to 63 objects, 64 to 80 persons; 0 is never used."""
+    names = class_names("AVA v2.2")
+    assert names is not None and names == class_names("ava_v2.1")
+    for first, last in ((1, 14), (15, 63), (64, 80)):
+        group = list(names[first : last + 1])
+        assert group == sorted(group)
+    for number, name in {12: "stand", 15: "answer phone", 57: "text on/look at a cellphone"}.items():
+        assert names[number] == name
+    assert (names[62], names[79]) == ("work on a computer", "talk to (e.g., self, a person, a group)")
 
 
 def test_kinetics_700_keeps_all_but_three_classes_of_kinetics_600():

@@ -12,6 +12,8 @@ FILES = {  # data set -> its file
     "Kinetics-600": "kinetics600.txt",
     "Kinetics-700": "kinetics700.txt",
     "HMDB51": "hmdb51.txt",
+    "AVA v2.1": "ava.txt",
+    "AVA v2.2": "ava.txt",
 }
 
 
