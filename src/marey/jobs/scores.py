@@ -26,6 +26,7 @@ from marey.scores.presets import Preset, load_preset
 from marey.scores.table import Floats, Ints, Kind, Producer, ScoreTable, align
 from marey.scores.vote import Combined, Ensemble, combine, equal, inputs, majority
 
+FITTED = 2000  # rows that a reported temperature is fitted on, or up to twice as many
 Path_ = str | os.PathLike[str]
 Kinds = Kind | Mapping[str, Kind] | None  # of all score files, or by member
 
@@ -233,8 +234,14 @@ def measured(labels: Ints, probabilities: Floats, truth: Ints, classes: int) -> 
         "confusion": confusion.tolist(),
         "calibration_error": calibration_error(bins),
         "reliability": [b._asdict() for b in bins],
-        "temperature": fit_temperature(normalised(probabilities[rows]), real),
+        "temperature": _temperature(probabilities[rows], real),
     }
+
+
+def _temperature(probabilities: Floats, labels: Ints) -> float:
+    """The temperature that fits best, on evenly spread rows where there are very many."""
+    step = max(1, len(labels) // FITTED)
+    return fit_temperature(normalised(probabilities[::step]), labels[::step])
 
 
 def _shares(parts: Any, wholes: Any) -> list[float | None]:

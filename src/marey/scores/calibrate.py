@@ -75,9 +75,17 @@ def fit_temperature(probabilities: NDArray[Any], labels: Ints) -> float:
         return float((total - scaled[np.arange(len(truth)), truth]).mean())
 
     low, high = np.log(0.05), np.log(20.0)
-    for _ in range(60):
-        inner, outer = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-        low, high = (low, outer) if loss(inner) <= loss(outer) else (inner, high)
+    inner, outer = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
+    lower, upper = loss(inner), loss(outer)
+    for _ in range(30):  # to a millionth of the logarithm
+        if lower <= upper:
+            high, outer, upper = outer, inner, lower
+            inner = high - GOLDEN * (high - low)
+            lower = loss(inner)
+        else:
+            low, inner, lower = inner, outer, upper
+            outer = low + GOLDEN * (high - low)
+            upper = loss(outer)
     return float(np.exp((low + high) / 2))
 
 

@@ -30,7 +30,6 @@ PUBLISHED_NAME = re.compile(r".+x\d+x\d+x(\d+)x(\d+)$")  # subset x frames x cro
 
 def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
     """Write a table as Parquet, whole or not at all. Raises EnvironmentFault where the disk fails."""
-    kind = {np.dtype(np.float32): pa.float32(), np.dtype(np.float64): pa.float64()}
     columns: dict[str, Any] = {
         "id": pa.array(table.ids, pa.string()),
         "label": pa.array(table.labels, pa.int32()),
@@ -38,7 +37,8 @@ def write_scores(path: str | os.PathLike[str], table: ScoreTable) -> None:
     }
     for name in KINDS:
         if (values := getattr(table, name)) is not None:
-            columns[name] = pa.array(list(values), pa.list_(kind[values.dtype]))
+            offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+            columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.ravel()))
     card = {"format": FORMAT, "classes": table.classes, "producer": table.producer}
     made = pa.table(columns).replace_schema_metadata({KEY: msgspec.json.encode(card)})
     with replacing(path) as part:
