@@ -197,6 +197,23 @@ def test_files_of_different_sets_do_not_go_together(files):
     )
 
 
+def test_results_are_measured_and_a_low_one_explained(files):
+    (files / "results.csv").write_text(ROWS.replace(",0\n", ",0.5\n").replace(",7\n", ",0.25\n"))
+    found = report(files, results=files / "results.csv")
+    facts = found.facts[str(files / "train.csv")]
+    assert found.ok and problems(found) == []
+    assert facts["mAP at 0.5, mmaction2"] == facts["mAP at 0.5, activitynet"] == 1.0
+    assert facts["mAP of person movement, mmaction2"] == 1.0
+    (files / "results.csv").write_text("a,901,0.1,0.1,0.5,0.9,1,0.5\nb,902,0,0,1,1,1,0.25\n")
+    found = report(files, results=files / "results.csv")
+    assert found.facts[str(files / "train.csv")]["mAP at 0.5, mmaction2"] == 0.0
+    assert problems(found)[0][:2] == ("warning", "AVA_RESULTS")
+    assert "moved by -900 s" in problems(found)[0][2]
+    (files / "results.csv").write_text("a,901,0.1,0.1,0.5,0.9,1,high\n")
+    found = report(files, results=files / "results.csv")
+    assert problems(found)[0][1] == "AVA_SCORE" and not found.ok
+
+
 def test_the_command_ends_with_three_where_there_are_errors(files):
     words = ["data", "check-ava", str(files / "train.csv"), "--proposals", str(files / "boxes.pkl")]
     words += ["--label-map", str(files / "actions.csv"), "--media", str(files / "media"), "--workers", "0"]

@@ -76,6 +76,9 @@ def check_ava(
     exclusions: Annotated[Path | None, typer.Option(help="Excluded key frames: video,second.")] = None,
     label_map: Annotated[Path | None, typer.Option(help="Names of the actions: pbtxt, csv, txt.")] = None,
     media: Annotated[Path | None, typer.Option(help="Folder of the videos, or of folders of frames.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Results of a detector, to be measured: mAP, and why it is low.")
+    ] = None,
     own: Annotated[
         bool, typer.Option("--own/--ava", help="Key frames anywhere, or AVA's: 902 to 1798 s, from 900 s on.")
     ] = False,
@@ -110,6 +113,7 @@ def check_ava(
         label_map=label_map,
         media=media,
         template=template,
+        results=results,
         num_classes=81 if num_classes is None and not own else num_classes,
         threshold=threshold,
         workers=cores() if workers < 0 else workers,

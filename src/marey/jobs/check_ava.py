@@ -16,6 +16,8 @@ from marey.data.workers import Pool
 from marey.errors import DataError, MareyError
 from marey.jobs.check_problems import SHOWN, Problem, error, printable, warning
 from marey.jobs.progress import Progress
+from marey.metrics.ava import PROTOCOLS, frame_map
+from marey.metrics.ava_explain import causes
 from marey.metrics.ava_tables import Faults, Rows, key_of, read_exclusions, read_label_map, read_rows
 
 LOW_RECALL = 0.5  # a detector that misses more persons than it finds
@@ -44,6 +46,7 @@ def check_ava(
     label_map: str | os.PathLike[str] | None = None,
     media: str | os.PathLike[str] | None = None,
     template: str | None = None,
+    results: str | os.PathLike[str] | None = None,
     num_classes: int | None = None,
     threshold: float = 0.9,
     workers: int = 0,
@@ -54,6 +57,7 @@ def check_ava(
 
     media        folder with a video, or a folder of frames, for each video of the annotations; each is
                  measured, in `workers` processes with `seconds` for one
+    results      a detector's, evaluated against each annotation by both protocols
     num_classes  columns of the labels; actions must be below
     threshold    of the proposals that count, see `Proposals.select`
 
@@ -63,6 +67,7 @@ def check_ava(
     names = None if label_map is None else _read(found, label_map, lambda path, _: read_label_map(path))
     excluded = None if exclusions is None else _read(found, exclusions, read_exclusions)
     proposed = None if proposals is None else _read(found, proposals, read_proposals)
+    scored = None if results is None else _read(found, results, lambda path, f: read_rows(path, "result", f))
     limit = None if num_classes is None else num_classes - 1
 
     def read(path: str | os.PathLike[str], faults: Faults) -> Rows:
@@ -80,6 +85,9 @@ def check_ava(
         if proposed is not None:
             found.facts[name] |= _proposal_facts(rows, proposed, threshold)
             found.add(_proposal_problems(name, rows, proposed, found.facts[name]))
+        if scored is not None:
+            found.facts[name] |= _evaluated(rows, scored, names, excluded)
+            found.add(_result_problems(name, rows, scored, names, excluded))
     found.add(_leaks(tables))
     if proposed is not None and proposals is not None:
         found.notes(os.fspath(proposals), proposed)
@@ -264,6 +272,34 @@ def _proposal_problems(
     if float(share) < LOW_RECALL:
         text = f"{share:.0%} of the persons are proposed; is it of other videos?"
         yield warning("AVA_PROPOSALS", text, list=name)
+
+
+# Results ----------------------------------------------------------------------------------------------
+
+
+def _evaluated(
+    rows: Rows, scored: Rows, names: Mapping[int, str] | None, excluded: frozenset[str] | None
+) -> dict[str, float | str]:
+    """Frame mAP of results by each protocol."""
+    facts: dict[str, float | str] = {}
+    for protocol in PROTOCOLS:
+        result = frame_map(rows, scored, names=names, excluded=excluded or (), protocol=protocol)
+        facts[f"mAP at 0.5, {protocol}"] = "no class has truth" if np.isnan(result.map) else result.map
+        facts |= {f"mAP of {group}, {protocol}": ap for group, ap in result.groups().items()}
+    return facts
+
+
+def _result_problems(
+    name: str,
+    rows: Rows,
+    scored: Rows,
+    names: Mapping[int, str] | None,
+    excluded: frozenset[str] | None,
+) -> Iterator[Problem]:
+    """Why mAP is zero, or far lower than it should be."""
+    result = frame_map(rows, scored, names=names, excluded=excluded or ())
+    for cause in causes(result, rows, scored):
+        yield warning("AVA_RESULTS", cause, list=name)
 
 
 # Media ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from marey.errors import DataError, unknown
 from marey.metrics.ava_tables import MICRO, Floats, Ints, Mask, Rows, make_rows
 
 Protocol = Literal["mmaction2", "activitynet"]
-PROTOCOLS = ("mmaction2", "activitynet")
+PROTOCOLS: tuple[Protocol, ...] = ("mmaction2", "activitynet")
 MOST = 50  # labelled boxes of a key frame that count for the ActivityNet script
 GROUPS = {  # AVA's kinds of actions, by their ids
     "person movement": range(1, 15),

@@ -35,7 +35,7 @@ def explain(result: FrameMap, truth: Rows, found: Rows) -> tuple[str, ...]:
     if without:
         shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
         lines.append(f"{len(without)} classes have no truth and no AP: {shown}")
-    return (*lines, *_causes(result, truth, found))
+    return (*lines, *causes(result, truth, found))
 
 
 _TOTALS = {
@@ -43,8 +43,8 @@ _TOTALS = {
 }
 
 
-def _causes(result: FrameMap, truth: Rows, found: Rows) -> Iterator[str]:
-    """What explains that next to nothing is right; nothing where enough is."""
+def causes(result: FrameMap, truth: Rows, found: Rows) -> Iterator[str]:
+    """Sentences that explain why next to nothing is right; none where enough is."""
     counts = result.counts
     if not counts["results"]:
         yield "there are no results: nothing scored above the threshold, or nothing was run"
