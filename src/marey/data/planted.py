@@ -1,8 +1,8 @@
 """Records of frame features whose tags are planted: like YouTube-8M's in form, for tests and benchmarks.
 
-A tag shows in the frames by a mean of its own, in each stream. Few tags are frequent and many rare, a video has
-several, each of them shows in a part of its frames, and other frames show nothing of any. A few labels are
-wrong. So a network has to find the frames that tell, and none reaches a GAP of 1.
+A tag shows in the frames by a mean of its own, in each stream. Few tags are frequent and many rare, a
+video has several, each of them shows in a part of its frames, and other frames show nothing of any. A
+few labels are wrong. So a network has to find the frames that tell, and none reaches a GAP of 1.
 """
 
 import os
