@@ -188,6 +188,10 @@ def test_class_folders_of_mini_kinetics_may_hold_spaces(tmp_path):
     assert (clips.multi_label, clips.num_classes, clips.notes) == (False, 200, ())
     assert (clips.classes[1], clips.classes[199], clips.classes[7]) == ("riding a bike", "yoga", "7")
     assert clips[1].total is None
+    (tmp_path / "riding a bike/--07WQ2iBlw_000001_000011.mp4").unlink()
+    assert read_list(file).written(0) == "riding a bike/--07WQ2iBlw_000001_000011.mp4", (
+        "no images/val/ before"
+    )
 
 
 def test_reskds_lists_of_mini_kinetics_name_video_files(tmp_path):

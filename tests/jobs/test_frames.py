@@ -108,9 +108,8 @@ def test_sizes_are_those_that_are_asked_for():
 
 
 def test_shrinking_averages_and_keeps_what_is_flat():
-    chess = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).reshape(1, 1, 64, 1).expand(1, 64, 64, 3)
-    small = smooth_resize(chess.contiguous(), (16, 16))
-    assert (small[:, 2:-2, 2:-2].float() - 127.5).abs().max() < 6, "no aliasing"
+    noise = torch.randint(0, 256, (1, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
+    assert smooth_resize(noise, (16, 16)).float().std() < 0.4 * noise.float().std(), "no aliasing"
     flat = torch.full((2, 40, 48, 3), 200, dtype=torch.uint8)
     assert smooth_resize(flat, (30, 25)).shape == (2, 25, 30, 3)
     assert (smooth_resize(flat, (30, 25)) == 200).all()
@@ -290,6 +289,7 @@ def test_the_estimate_is_near_what_comes(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(frames_estimate, "usual", lambda fps: (Store(fps=fps),))
     stores = (Store(), Store(kind="jpeg", short_side=32), Store(kind="video", fps=None))
     for number, store in enumerate(stores):
+        monkeypatch.setattr(frames_estimate, "RUN", 24 if store.kind == "video" else 5)
         found = estimate_frames([videos / "train.txt"], store, workers=0)
         assert (found.sampled, found.videos) == (3, 3)
         first = found.estimates[0]

@@ -151,7 +151,9 @@ def test_cost_is_counted_on_the_network_at_the_side_it_sees(runs):
     network = marey.create_model("tsn_r18", len(CLASSES), width=4, segments=2)
     for point in compare(runs, resolutions=(32, 16), **QUICK).points:
         assert point.gmacs == macs(network, (3, 2, point.resolution, point.resolution)) / 1e9
-        assert point.video_gmacs == point.views * point.gmacs
+        several = msgspec.structs.replace(point, views=30)
+        assert several.video_gmacs == 30 * point.gmacs
+        assert several.videos_per_second == point.videos_per_second / 30 == point.views_per_second / 30
         assert point.parameters == parameters(network)
 
 
