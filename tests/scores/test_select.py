@@ -11,6 +11,7 @@ from marey.scores.select import (
     Fixed,
     Precision,
     agreement,
+    confidence_of,
     parse_policy,
     search_as_published,
     select,
@@ -178,6 +179,20 @@ def test_a_policy_that_makes_no_sense_is_refused(text):
     with pytest.raises(UsageError) as error:
         parse_policy(text)
     assert error.value.code == "POLICY"
+
+
+def test_confidence_may_be_the_margin_or_the_lack_of_entropy():
+    """Three rows whose order differs by what is meant."""
+    table = np.array([[0.5, 0.5, 0.0], [0.45, 0.3, 0.25], [0.5, 0.25, 0.25]], np.float32)
+    labels = table.argmax(axis=1)
+    best = {by: int(confidence_of(table, labels, by).argmax()) for by in ("probability", "margin", "entropy")}
+    assert best == {"probability": 0, "margin": 2, "entropy": 0}
+    worst = {by: int(confidence_of(table, labels, by).argmin()) for by in ("margin", "entropy")}
+    assert worst == {"margin": 0, "entropy": 1}
+    got = select(table, labels, parse_policy("budget:1"), by="margin")
+    assert got.kept.tolist() == [False, False, True] and got.thresholds[0] == pytest.approx(0.25)
+    with pytest.raises(UsageError, match="margin"):
+        select(table, labels, parse_policy("budget:1"), by="margins")
 
 
 def test_fixed_thresholds_need_one_for_each_class():

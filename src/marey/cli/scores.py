@@ -102,6 +102,9 @@ def make(
         str | None,
         typer.Option(help="quantile:0.5, budget:400, global:0.8, precision:0.95, fbeta:1, fixed:..."),
     ] = None,
+    by: Annotated[
+        str, typer.Option(help="What confidence is: probability, margin or entropy.")
+    ] = "probability",
     agreement: Annotated[float, typer.Option(help="Least share of members that say the label.")] = 0.0,
     margin: Annotated[float, typer.Option(help="Least distance to the second class.")] = 0.0,
     entropy: Annotated[float, typer.Option(help="Most entropy, as a share of the largest.")] = 1.0,
@@ -139,6 +142,7 @@ def make(
         test=test,
         round=round_,
         weigh=weigh,
+        by=by,  # type: ignore[arg-type]  # checked there
         published=published,
         train=train,
         listed=listed,

@@ -36,7 +36,7 @@ from marey.scores.labels import (
     write_published_labels,
 )
 from marey.scores.presets import Preset
-from marey.scores.select import Filters, Policy, Quantile, needs_labels, parse_policy
+from marey.scores.select import Filters, Measure, Policy, Quantile, needs_labels, parse_policy
 from marey.scores.vote import Ensemble, Vote
 
 SUFFIXES = (".parquet", ".csv")
@@ -62,6 +62,7 @@ def pseudo_label(
     test: Path_ | None = None,
     round: int = 0,
     weigh: bool = False,
+    by: Measure = "probability",
     published: Path_ | None = None,
     train: Path_ | None = None,
     listed: Path_ | None = None,
@@ -81,6 +82,7 @@ def pseudo_label(
                more are precision and fbeta, and the report says so
     test       list of the target's test videos: one that is labelled here is an error
     weigh      rows weigh as much as they are sure
+    by         what confidence is: "probability", "margin", or 1 - "entropy"
     published, train  also write the kept rows as the published lists are; as a list that `marey train` takes
     temperatures  of members, see `marey.jobs.scores.run`
     Raises UsageError OUT_SUFFIX, POLICY, TRUTH_MISSING, DataError TEST_LEAK and what `open_scores` raises.
@@ -103,6 +105,7 @@ def pseudo_label(
         truth=real if needs_labels(how) else None,
         previous=before,
         weigh=weigh,
+        by=by,
         classes=opened.classes,
         origin=Origin(
             round=round,
@@ -127,19 +130,9 @@ def pseudo_label(
         files = dict(opened.files)
         named_files = {"list": listed, "previous": previous, "truth": truth if needs_labels(how) else None}
         files |= {name: str(path) for name, path in named_files.items() if path is not None}
-        settings: dict[str, Any] = {
-            "ensemble": ensemble,
-            "policy": how,
-            "filters": filters or Filters(),
-            "round": round,
-        }
-        settings |= {
-            "temperatures": temperatures,
-            "weigh": weigh,
-            "kind": kind,
-            "clips": clips,
-            "processes": processes,
-        }
+        settings: dict[str, Any] = {"ensemble": ensemble, "policy": how, "filters": filters or Filters()}
+        settings |= {"by": by, "round": round, "weigh": weigh, "temperatures": temperatures}
+        settings |= {"kind": kind, "clips": clips, "processes": processes}
         write_card(card_path(out), "pseudo-label", settings, files, outputs, started=started)
         report["out"] = str(out)
     return Labelled(labels, report)

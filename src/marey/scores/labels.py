@@ -27,7 +27,17 @@ from numpy.typing import NDArray
 from marey.errors import DataError
 from marey.files import replacing
 from marey.scores.calibrate import entropy, margin
-from marey.scores.select import NONE, UNKNOWN, Filters, Policy, agreement, needs_labels, select
+from marey.scores.select import (
+    NONE,
+    UNKNOWN,
+    Filters,
+    Measure,
+    Policy,
+    agreement,
+    confidence_of,
+    needs_labels,
+    select,
+)
 from marey.scores.table import Floats, Ints
 from marey.scores.vote import Combined
 
@@ -41,7 +51,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     round        of the adaptation, from 1; 0: none
     ensemble     preset, or the ensemble written out
-    policy, filters   how rows were selected
+    policy, filters, by   how rows were selected, by which measure of confidence
     thresholds   per class; None: nothing of it was kept
     members      name -> SHA-256 of its score file
     models       name -> SHA-256 of the checkpoint that scored, as far as it is known
@@ -52,6 +62,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ensemble: str = ""
     policy: Policy | None = None
     filters: Filters | None = None
+    by: Measure = "probability"
     thresholds: tuple[float | None, ...] = ()
     members: dict[str, str] = {}
     models: dict[str, str] = {}
@@ -103,6 +114,7 @@ def pseudo_labels(
     truth: Ints | None = None,
     previous: "PseudoLabels | None" = None,
     weigh: bool = False,
+    by: Measure = "probability",
     classes: Sequence[str] | None = None,
     origin: Origin | None = None,
 ) -> PseudoLabels:
@@ -111,6 +123,7 @@ def pseudo_labels(
     truth     true classes [N], -1 unknown; read by policies that need labels, and by nothing else
     previous  the labels of the round before; videos are matched by id
     weigh     the weight of a kept row is its confidence instead of 1
+    by        what confidence is: the label's "probability", the "margin", or 1 - "entropy"
     origin    what is known of the making; policy, filters, thresholds and labels used are filled in here
     """
     before = np.full(len(ids), UNKNOWN, np.int64)
@@ -125,8 +138,9 @@ def pseudo_labels(
         members=list(combined.members.values()),
         previous=before if previous is not None else None,
         truth=truth,
+        by=by,
     )
-    confidence = combined.probabilities[np.arange(len(ids)), combined.labels].astype(np.float64)
+    confidence = confidence_of(combined.probabilities, combined.labels, by)
     facts = {
         "confidence": confidence,
         "threshold": chosen.thresholds[combined.labels],
@@ -142,6 +156,7 @@ def pseudo_labels(
         origin or Origin(),
         policy=policy,
         filters=filters or Filters(),
+        by=by,
         thresholds=tuple(None if value == NONE else float(value) for value in chosen.thresholds),
         labels_used="; ".join(used),
     )

@@ -6,7 +6,7 @@ measured on the same rows afterwards are optimistic, and whoever reports them sa
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from marey.scores.calibrate import entropy, margin
 from marey.scores.table import Floats, Ints
 
 Doubles = NDArray[np.float64]
+Measure = Literal["probability", "margin", "entropy"]
 NONE = np.inf  # the threshold of a class of which nothing is kept
 UNKNOWN = -1  # the label of a row whose class is not known
 
@@ -230,6 +231,7 @@ def select(
     members: Sequence[Ints] = (),
     previous: Ints | None = None,
     truth: Ints | None = None,
+    by: Measure = "probability",
 ) -> Selection:
     """Apply a policy, then the filters, to the rows of an ensemble.
 
@@ -237,10 +239,10 @@ def select(
     labels         [N], the class each row would get; its confidence is that class's probability
     members        what each member says, [N] each
     previous       labels of the round before, -1 where there was none
+    by             what confidence is, see `confidence_of`; thresholds are on its scale
     """
     limits = filters or Filters()
-    rows = np.arange(len(labels))
-    confidence = probabilities[rows, labels].astype(np.float64)
+    confidence = confidence_of(probabilities, labels, by)
     found = thresholds(policy, labels, confidence, probabilities.shape[1], truth)
     tests: dict[str, NDArray[np.bool_]] = {"threshold": confidence >= found[labels]}
     if limits.agreement > 0:
@@ -263,6 +265,18 @@ def select(
     failed = np.stack([~passed for passed in tests.values()])
     reasons = tuple(names[test] if bad else "kept" for test, bad in zip(failed.argmax(0), ~kept, strict=True))
     return Selection(kept, reasons, found)
+
+
+def confidence_of(probabilities: Floats, labels: Ints, by: Measure = "probability") -> Doubles:
+    """How sure each row is of its label, float64 [N]: the label's probability, the "margin" of the best class
+    to the second, or 1 - "entropy", which all classes have a part in."""
+    if by == "margin":
+        return margin(probabilities)
+    if by == "entropy":
+        return 1 - entropy(probabilities)
+    if by == "probability":
+        return probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    raise unknown("measure of confidence", by, ("probability", "margin", "entropy"))
 
 
 def agreement(members: Sequence[Ints], labels: Ints) -> Doubles:
