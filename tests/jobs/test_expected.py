@@ -44,6 +44,8 @@ def test_training_may_differ():
         ("clips.average=score", "clips.average"),
         ("clips.short_side=240", "the test's short_side"),
         ("clips.mean=[110,100,90]", "clips.mean"),
+        ('clips.light={"gamma":0.5}', "clips.light"),
+        ('clips.test.lights=[{"gamma":0.5}]', "the test's lights"),
         ("model.name=tsm_r101", "model.name"),
         ("model.num_classes=5", "model.num_classes"),
         ("model.options.shift_div=4", "model.options.shift_div"),

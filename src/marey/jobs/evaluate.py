@@ -306,7 +306,7 @@ def _note_differences(recipe: Recipe, model: nn.Module) -> None:
         return
     fields = (
         *("frames", "interval", "sampling", "short_side", "crop", "mean", "std", "channel_order"),
-        *("input_size", "input_antialias"),
+        *("light", "input_size", "input_antialias"),
     )
     for name in fields:
         now, then = getattr(recipe.clips, name), getattr(own, name)

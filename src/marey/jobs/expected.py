@@ -18,7 +18,7 @@ FREE = (  # of training only
 )
 SEEN = (
     *("rule", "average", "mean", "std", "channel_order", "target_fps", "sample_range", "out_of_bound"),
-    "input_antialias",
+    *("light", "input_antialias"),
 )
 
 
