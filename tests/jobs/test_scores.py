@@ -180,6 +180,19 @@ def test_a_test_video_is_never_labelled(folder):
     assert error.value.code == "TEST_LEAK" and not (folder / "x.csv").exists()
 
 
+def test_a_copy_of_a_test_video_is_found_under_another_name(folder):
+    for place, content in (("target", b"dark"), ("tests", b"light")):
+        (folder / place).mkdir()
+        (folder / place / "7.mp4").write_bytes(content)
+    (folder / "test.csv").write_text("7.mp4,-1\n")
+    roots = ("target", "tests")
+    pseudo_label(FOUR, out=None, test="test.csv", roots=roots, **GIVEN)  # other content
+    (folder / "target" / "9.mp4").write_bytes(b"light")
+    with pytest.raises(DataError, match=r"9\.mp4 \(same content\)") as error:
+        pseudo_label(FOUR, out=None, test="test.csv", roots=roots, **GIVEN)
+    assert error.value.code == "TEST_LEAK"
+
+
 def test_what_is_missing_is_named(folder):
     for words, code in (
         ({"sources": ["ssv2.pkl"]}, "LIST_NEEDED"),

@@ -115,6 +115,11 @@ def make(
     test: Annotated[
         Path | None, typer.Option(help="The test list: none of its videos may be labelled.")
     ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the videos: with --test-root, files are compared by content."),
+    ] = None,
+    test_root: Annotated[Path | None, typer.Option(help="Folder of the test videos.")] = None,
     round_: Annotated[int, typer.Option("--round", min=0, help="Number of the round, to remember.")] = 0,
     weigh: Annotated[bool, typer.Option("--weigh", help="Rows weigh as much as they are sure.")] = False,
     train: Annotated[Path | None, typer.Option(help="Also write a list to train on (.csv).")] = None,
@@ -140,6 +145,7 @@ def make(
         previous=previous,
         truth=truth,
         test=test,
+        roots=None if root is None or test_root is None else (root, test_root),
         round=round_,
         weigh=weigh,
         by=by,  # type: ignore[arg-type]  # checked there

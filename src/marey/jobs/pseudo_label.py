@@ -60,6 +60,7 @@ def pseudo_label(
     previous: Path_ | None = None,
     truth: Path_ | None = None,
     test: Path_ | None = None,
+    roots: tuple[Path_, Path_] | None = None,
     round: int = 0,
     weigh: bool = False,
     by: Measure = "probability",
@@ -81,6 +82,8 @@ def pseudo_label(
     truth      list `id,label` of some of the videos. Measured against; the only policies that read it for
                more are precision and fbeta, and the report says so
     test       list of the target's test videos: one that is labelled here is an error
+    roots      folders that the names of target and test start from: files and their content are compared, not
+               names alone, see `marey.jobs.leaks.leaks`
     weigh      rows weigh as much as they are sure
     by         what confidence is: "probability", "margin", or 1 - "entropy"
     published, train  also write the kept rows as the published lists are; as a list that `marey train` takes
@@ -92,7 +95,9 @@ def pseudo_label(
         raise UsageError("OUT_SUFFIX", f"{str(out)!r}: pseudo-labels are written as {' or '.join(SUFFIXES)}")
     opened = open_scores(sources, made, listed=listed, kind=kind, clips=clips, processes=processes)
     if test is not None:
-        refuse_leaks(leaks(opened.ids, list(as_tested(dict.fromkeys(read_ids(test), 0), test))), str(test))
+        tests = dict.fromkeys(read_ids(test), 0)
+        names = list(tests if roots else as_tested(tests, test))
+        refuse_leaks(leaks(opened.ids, names, roots=roots), str(test))
     ensemble = made or plain(opened, weights)
     how = parse_policy(policy) if isinstance(policy, str) else policy or _own(ensemble) or Quantile(share=0.5)
     real = find_truth(truth, opened) if truth is not None else None
