@@ -18,6 +18,7 @@ from marey.jobs.recognition import Examples
 from marey.jobs.runs import Run
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Distill, Model
+from marey.training.distill import Teacher
 from marey.training.distributed import launch
 from marey.video.preprocess import Preprocess, normalize, to_input_size
 from marey.weights.create import open_model
@@ -249,3 +250,38 @@ def test_one_of_several_labels_is_drawn_anew_at_each_visit(places, teacher, tmp_
     work.recipe = msgspec.structs.replace(work.recipe, data=several)
     assert torch.equal(work._targets(batch, 0), targets / 2)
     assert not several.independent and msgspec.structs.replace(several, labels="each").independent
+
+
+def test_a_teacher_whose_answers_are_kept_is_asked_once(places, teacher, tmp_path, monkeypatch):
+    """Three epochs of two views: the same bits with an empty folder and a full one, and no question then."""
+    recipe = pair(places | {"training.epochs": 3}, teacher, map_kl=1.0, cache=str(tmp_path / "said"), views=2)
+    asked, before = [], Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, clip: asked.append(len(clip)) or before(self, clip))
+    first = marey.train(recipe, out=tmp_path / "a")
+    assert sum(asked) == 1 + 2 * 36, "one for the shapes, then each of 36 clips in two views"
+    asked.clear()
+    again = marey.train(recipe, out=tmp_path / "b")
+    assert sum(asked) == 1
+    one, other = (load_file(t.run / "checkpoints" / "last.safetensors") for t in (first, again))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    with pytest.raises(UsageError, match="seed") as error:
+        marey.train(recipe, out=tmp_path / "c", seed=1)
+    assert error.value.code == "DISTILL_CACHE"
+    other = msgspec.structs.replace(recipe, clips=msgspec.structs.replace(recipe.clips, train_crop="area"))
+    with pytest.raises(UsageError, match=r"clips\.train_crop"):
+        marey.train(other, out=tmp_path / "c")
+
+
+def test_kept_answers_are_those_of_the_teacher_to_half_precision(places, teacher, tmp_path):
+    recipe = pair(places, teacher, map_kl=1.0, cache=str(tmp_path / "said"), views=2)
+    work = task(recipe, tmp_path / "run")
+    batch = next(work.examples(0, 0))
+    said = work.teacher(batch.clip)
+    for kept in (work.ask(batch), work.ask(batch)):
+        for ours, theirs in zip(kept, said, strict=True):
+            assert (ours is None) == (theirs is None)
+            assert ours is None or torch.equal(ours, theirs.half().float())
+    assert work.draws(4) == 0 and work.draws(5) == 1
+    for wrong in ({"feature_mse": 1.0}, {"statistics": "batch"}, {"drop_path": True}, {"views": 0}):
+        with pytest.raises(UsageError, match="distill"):
+            pair(places, teacher, cache="said", **wrong)

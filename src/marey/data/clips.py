@@ -220,10 +220,12 @@ def train_batches(
     multi_label: bool,
     class_power: float | None = None,
     copies: int = 1,
+    draws: int | None = None,
 ) -> Iterator[Batch]:
     """The batches of one process and epoch, from `first_step` on; the pool works two batches ahead.
 
     batch        samples of a step; each gives `copies` clips
+    draws        the epoch whose draws cut the clips; None: this one's own
     class_power  None: every sample once; else `class_order`'s power
     Raises DataError LABEL_COUNT or LABEL_RANGE, and any error that is not the file's.
     """
@@ -233,7 +235,8 @@ def train_batches(
         order = class_order(clips.single_labels(), power=class_power, seed=seed, epoch=epoch)
     steps = range(first_step, steps_per_epoch(len(clips), batch, world))
     chosen = (batch_indices(order, step, batch, world, rank).tolist() for step in steps)
-    tasks = (TrainTask(clips[i], i, seed, epoch, preprocess, copies) for indices in chosen for i in indices)
+    drawn = epoch if draws is None else draws
+    tasks = (TrainTask(clips[i], i, seed, drawn, preprocess, copies) for indices in chosen for i in indices)
     results = pool.run(train_task, tasks, prefetch=2 * batch + pool.workers)
     for step in steps:
         taken = list(islice(results, len(batch_indices(order, step, batch, world, rank))))

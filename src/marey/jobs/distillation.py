@@ -15,9 +15,11 @@ import torch
 from lightning_fabric.fabric import Fabric
 from torch import Tensor, nn
 
+from marey.data.clips import Batch
 from marey.data.workers import Pool
 from marey.errors import UsageError, WeightsError
 from marey.jobs import setup
+from marey.jobs.lessons import Lessons, lesson_key
 from marey.jobs.recognition import Examples, Recognition
 from marey.jobs.runs import Run
 from marey.models.fold import folded
@@ -25,7 +27,7 @@ from marey.models.mvit import MViT
 from marey.models.slowfast import SlowFast
 from marey.models.transformer import DropPath
 from marey.recipes.schema import Distill, Recipe
-from marey.training.distill import Student, Teacher, Wanted, distillation_loss
+from marey.training.distill import Seen, Student, Teacher, Wanted, distillation_loss
 from marey.training.loop import Outcome
 from marey.video.preprocess import Preprocess, to_input_size
 from marey.weights.create import create_model
@@ -51,6 +53,10 @@ class Distillation(Recognition):
                 "NO_TEACHER",
                 "distillation needs a teacher that knows something: give distill.teacher.weights=FILE, a "
                 "checkpoint or a release",
+            )
+        if plan.cache is not None and recipe.training.augment.mixing.probability:
+            raise UsageError(
+                "RECIPE_VALUE", "distill.cache keeps answers about clips, which mixed clips are not"
             )
         found = _sha256(locate(plan.teacher.weights))
         if plan.sha256 not in (None, found):
@@ -95,11 +101,50 @@ class Distillation(Recognition):
         channels = (_channels(self.network), _channels(teacher)) if self.distill.projection else None
         self.learner = Student(self.network, wanted._replace(logits=True), channels)
         self.notes += [told, *_other_frames(recipe.clips, self.fed)]
+        self.lessons = self._lessons() if self.distill.cache is not None else None
+        self.at: tuple[Any, int, Any] | None = None  # places, view and copies of the batch that was made last
+
+    def _lessons(self) -> Lessons:
+        """The folder of the teacher's answers."""
+        recipe, crop = self.recipe, self.recipe.clips.crop
+        example = torch.zeros(1, recipe.clips.frames, crop, crop, 3, device=self.fabric.device)
+        said = self.teacher(as_fed(example.permute(0, 4, 1, 2, 3), recipe.clips, self.fed))
+        lessons = Lessons(
+            Path(self.distill.cache or ""),
+            lesson_key(recipe, self.clips, self.seed, self.fabric.device.type),
+            said,
+            (len(self.clips), self.distill.views, self.plan.augment.copies),
+            self.fabric,
+        )
+        self.notes.append(
+            f"{lessons.known.mean():.0%} of the teacher's answers are in {lessons.folder}, which may take "
+            f"{lessons.gigabytes:.2g} GB"
+        )
+        return lessons
+
+    def draws(self, epoch: int) -> int:
+        """With kept answers an epoch takes the next of so many views."""
+        return epoch if self.distill.cache is None else epoch % self.distill.views
+
+    def _on_device(self, batch: Batch, epoch: int) -> Examples:
+        self.at = (batch.indices.numpy(), self.draws(epoch), batch.copies.numpy())
+        return super()._on_device(batch, epoch)
+
+    def ask(self, batch: Examples) -> Seen:
+        """What the teacher says of the batch that was made last, now or before."""
+        if self.lessons is not None and batch.real and self.at is not None:
+            said = self.lessons.get(*self.at)
+            if said is None:  # the whole batch again, so that its answers are those of the first time
+                said = self.lessons.put(
+                    *self.at, self.teacher(as_fed(batch.clip, self.recipe.clips, self.fed))
+                )
+            return Seen(*(None if part is None else part.to(batch.clip.device) for part in said))
+        return self.teacher(as_fed(batch.clip, self.recipe.clips, self.fed))
 
     def outcome(self, model: Any, batch: Examples) -> Outcome:
         """The labels' loss and the distillation loss, in their weights."""
         plan, clips = self.distill, self.recipe.clips
-        shown = self.teacher(as_fed(batch.clip, clips, self.fed))
+        shown = self.ask(batch)
         seen = model(to_input_size(batch.clip, clips))
         labels = self.loss(seen.logits, batch.targets)
         taught = distillation_loss(

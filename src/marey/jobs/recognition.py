@@ -90,6 +90,10 @@ class Recognition:
         """As the recipe's schedule has it."""
         return scheduled_rate(self.plan, epoch, update, updates, world=self.fabric.world_size)
 
+    def draws(self, epoch: int) -> int:
+        """The epoch whose draws cut and change its clips: its own."""
+        return epoch
+
     def outcome(self, model: Any, batch: Examples) -> Outcome:
         """Classification or multi-label loss; where every clip has one label, the share that is right."""
         logits = model(batch.clip)
@@ -138,6 +142,7 @@ class Recognition:
             multi_label=bool(recipe.data.multi_label),
             class_power=recipe.data.class_power,
             copies=self.plan.augment.copies,
+            draws=self.draws(epoch),
         )
         for batch in batches:
             for failure in batch.failures:
@@ -149,7 +154,8 @@ class Recognition:
         """The network's input, with what `training.augment` does to each clip on its own."""
         frames, targets, real = batch.frames, self._targets(batch, epoch), len(batch.frames)
         places = zip(batch.indices.tolist(), batch.copies.tolist(), strict=True)
-        rngs = [copy_rng(self.seed, epoch, index, number, device=True) for index, number in places]
+        drawn = self.draws(epoch)
+        rngs = [copy_rng(self.seed, drawn, index, number, device=True) for index, number in places]
         if real == 0:  # a stand-in without weight, so that the other processes are not left waiting
             shape = (1, self.recipe.clips.frames, self.recipe.clips.crop, self.recipe.clips.crop, 3)
             frames = torch.zeros(shape, dtype=torch.uint8)
