@@ -27,6 +27,7 @@ bench: $(VENV)/.bench
 
 bench-peers: build/peers/.ready
 	build/peers/bin/python benchmarks/recognizers.py
+	build/peers/bin/python benchmarks/transformers.py
 
 # torchcodec needs FFmpeg's shared libraries; without them PyAV, which carries its own, reads every video.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -46,7 +47,7 @@ $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt --group bench
 	touch $@
 
-# MMAction2 in an environment of its own, which finds torch and Marey in ours; nothing else is installed with it.
+# Peers in an environment of their own, which finds torch and Marey in ours; nothing else is installed with them.
 build/peers/.ready: $(VENV)/.ready benchmarks/peers.txt
 	$(BIN)/python -m venv --clear build/peers
 	build/peers/bin/python -m pip install -q --no-deps -r benchmarks/peers.txt

@@ -4,8 +4,8 @@
                                            [--out FILE.md] [--tuned]
 
 As recognizers.py, which says how: the same weights, the same clip, one process, in turns. PySlowFast on the
-registry is version 1.0, which has no MViT; it imports detectron2 for a layer that only detectors use, and that
-is not there. What MMAction2 has is the code of UniFormer's authors.
+registry is version 1.0, which has no MViT; it imports detectron2, which is not there, for a layer that only
+detectors use. What MMAction2 has is the code of UniFormer's authors.
 """
 
 import re

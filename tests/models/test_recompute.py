@@ -21,6 +21,7 @@ NETWORKS = [
     ("slowonly_r50", {"non_local": "embedded_gaussian", "frozen_stages": 1}),
     ("csn_ir_r50", {}),
     ("csn_ip_r50", {"norm_eval": True, "bn_frozen": True}),
+    ("r2plus1d_r34", {}),
 ]
 LABELS = torch.tensor([0, 2])
 

@@ -68,6 +68,8 @@ def test_sizes_are_the_published_ones(name, overrides, parameters, multiply_adds
         ("pyslowfast", 4, 64, [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]),
         ("pyslowfast", 4, 16, [0, 5, 10, 15]),
         ("alphaction", 4, 64, list(range(0, 64, 4))),
+        ("alphaction", 4, 32, [0, 4, 8, 12, 16, 20, 24, 28]),
+        ("alphaction", 4, 16, [0, 4, 8, 12]),
         ("mmaction2", 8, 32, [0, 8, 16, 24]),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 
 from marey.errors import MareyError
 from marey.video.preprocess import average_views
+from tests.oracles import drawn_input
 
 ORACLE = json.loads((Path(__file__).parents[1] / "metrics" / "oracles" / "metrics.json").read_text())[
     "average_clips"
@@ -31,6 +32,16 @@ def test_averages_are_the_published_ones(how):
     logits = drawn()
     got = torch.cat([average_views(logits[:3], how), average_views(logits[3:], how)])
     np.testing.assert_allclose(got.numpy(), ORACLE[how], atol=1e-7)
+
+
+def test_the_mean_is_a_third_of_pyslowfast_s_sum_of_three_views():
+    summed = [  # of 3 views of 2 videos, Andy1621/Nightcrawler@259fa5b9:slowfast/utils/meters.py
+        [0.474000871181, 0.42870503664, 0.885641396046, 0.316546708345, 0.895106077194],
+        [0.892937839031, 0.968043625355, 1.06481993198, 0.0674232691526, 0.0067753335461],
+    ]
+    logits = 2 * drawn_input([6, 5], 300)
+    got = torch.stack([average_views(logits[:3]), average_views(logits[3:])])
+    np.testing.assert_allclose(3 * got.numpy(), summed, atol=1e-6)
 
 
 def test_with_several_labels_each_class_has_a_probability_of_its_own():

@@ -12,7 +12,7 @@ from marey.errors import UsageError
 from marey.video import sampling
 from marey.video.preprocess import Preprocess, Protocol
 from marey.video.sampling import generator
-from marey.video.transforms import area_crop, crop_boxes, to_short_side
+from marey.video.transforms import area_crop, area_size, crop_boxes, to_short_side
 
 ORACLE = json.loads((Path(__file__).parent / "oracles" / "slowfast_sampling.json").read_text())
 
@@ -98,6 +98,12 @@ def test_a_short_side_drawn_by_its_inverse_is_the_published_one():
         Preprocess(inverse_short_side=True)
 
 
+def test_a_short_side_drawn_evenly_is_the_published_one():
+    clips = Preprocess(rule="slowfast", train_short_side=(256, 320), train_crop="center")
+    sizes = [clips._draw_box((320, 240), np.random.RandomState(seed))[0] for seed in range(6)]
+    assert sizes == [(388, 291), (377, 283), (378, 284), (388, 291), (424, 318), (360, 270)]
+
+
 def test_crops_are_the_published_ones():
     """Left or top, right or bottom, and the middle; index 0, 2, 1 upstream."""
     met = 0
@@ -110,6 +116,43 @@ def test_crops_are_the_published_ones():
         assert [top, left] == case["top_left"], case
         met += 1
     assert met >= 15
+
+
+class Tries:
+    """Python's generator behind the names of numpy's, in the original's order: a try's area and shape, then
+    those of the next, and where the box lies, top first. `count` tries are drawn; the others never fit."""
+
+    def __init__(self, seed, count):
+        self.random, self.calls, self.fitted = random.Random(seed), 0, False
+        drawn = [
+            (self.random.uniform(0.08, 1), self.random.uniform(np.log(0.75), np.log(1.3333)))
+            for _ in range(count)
+        ]
+        self.tries = [*drawn, *[(9.0, 0.0)] * (10 - count)]
+
+    def uniform(self, low, high, size):
+        self.calls += 1
+        return np.array([share if self.calls == 2 else aspect for share, aspect in self.tries])[:size]
+
+    def integers(self, low, high):
+        if self.fitted:
+            return self.top
+        self.fitted = True  # asked for the left side first, which is drawn after the top
+        share, aspect = [one for one in self.tries if one[0] < 9][-1]
+        height = area_size(share * 320 * 240, np.exp(aspect))[1]
+        self.top = self.random.randint(0, 240 - height)
+        return self.random.randint(low, high - 1)
+
+
+def test_random_areas_are_those_of_the_same_draws():
+    for case in ORACLE["area"]:
+        for count in range(1, 11):
+            draws = Tries(case["seed"], count)
+            box = area_crop((320, 240), draws, aspect=(0.75, 1.3333), square=False)
+            if draws.fitted:
+                break
+        top, left, height, width = case["top_left_height_width"]
+        assert box == (left, top, left + width, top + height), case
 
 
 def test_a_crop_that_never_fits_falls_back_to_the_published_one():

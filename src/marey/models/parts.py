@@ -219,7 +219,10 @@ def window_means(maps: Tensor, window: int) -> Tensor:
 
 
 def joint_logits(logits: Tensor) -> Tensor:
-    """Logits of places, float [B, places, classes] -> what softmax turns into the mean of their probabilities."""
+    """Logits of places -> what softmax turns into the mean of their probabilities.
+
+    Float [B, places, classes] -> float [B, classes].
+    """
     if logits.shape[1] == 1:
         return logits[:, 0]
     return logits.log_softmax(2).logsumexp(1) - torch.tensor(logits.shape[1]).log().item()

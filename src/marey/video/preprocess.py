@@ -496,6 +496,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             low, high = self.train_short_side
             if self.inverse_short_side:
                 short = round(1 / rng.uniform(1 / high, 1 / low))
+            elif self.pyslowfast:  # so the ends are drawn half as often as what lies between
+                short = round(rng.uniform(low, high))
             else:
                 short = int(rng.integers(low, high, endpoint=True))
         size = to_short_side(size, short, down=self.pyslowfast) if short else size
