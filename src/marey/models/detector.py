@@ -11,7 +11,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from marey.errors import UsageError, unknown
@@ -108,7 +107,7 @@ class Detector(ResNet):
         if self.context:
             numbers = [number for number, box in enumerate(boxes) for _ in range(len(box))]
             of_clip = torch.tensor(numbers, dtype=torch.int64, device=where.device)
-            cut = torch.cat([cut, F.adaptive_avg_pool2d(where, (BINS, BINS))[of_clip]], dim=1)
+            cut = torch.cat([cut, _binned(_binned(where, 2), 3)[of_clip]], dim=1)
         return cut
 
     def box_features(self, clip: Tensor, boxes: Sequence[Tensor]) -> Tensor:
@@ -151,7 +150,7 @@ class Detector(ResNet):
         return self.classify(self.regions(clip, boxes), bank)
 
 
-class SlowOnlyDetector(Detector, SlowOnly):
+class SlowOnlyDetector(Detector, SlowOnly):  # type: ignore[misc]  # `forward` takes boxes, too
     """SlowOnly that classifies boxes.
 
     depth, width, non_local, ...   see `marey.models.slowonly.SlowOnly`
@@ -289,6 +288,13 @@ def _keep_size(block: Residual) -> None:
 
 def _over_time(maps: Tensor, how: str) -> Tensor:
     return maps.mean(dim=2) if how == "mean" else maps.amax(dim=2)
+
+
+def _binned(x: Tensor, dim: int) -> Tensor:
+    """Means over the bins of an axis, as of `adaptive_avg_pool2d`, whose gradient CUDA cannot repeat."""
+    size = x.shape[dim]
+    edges = [(size * place // BINS, -(-size * (place + 1) // BINS)) for place in range(BINS)]
+    return torch.stack([x.narrow(dim, low, high - low).mean(dim) for low, high in edges], dim)
 
 
 def _largest(regions: Tensor) -> Tensor:
