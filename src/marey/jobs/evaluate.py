@@ -19,6 +19,7 @@ from marey.data.workers import Pool
 from marey.errors import DataError, MareyError, unknown
 from marey.files import replacing
 from marey.jobs import setup
+from marey.jobs.boxes import test_boxes
 from marey.jobs.doctor import environment
 from marey.jobs.expected import expected
 from marey.jobs.predict import view_logits
@@ -34,7 +35,7 @@ from marey.metrics.mean_ap import (
 from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import AnyRecipe, Recipe, TagRecipe, clip_recipe
+from marey.recipes.schema import AnyRecipe, BoxRecipe, Recipe, TagRecipe, clip_recipe
 from marey.training.distributed import gather, launch
 from marey.video.preprocess import Preprocess, Protocol, average_views
 
@@ -251,9 +252,11 @@ def test(
     Returns what results.json holds, in the first process; the others get the same.
     """
     chosen = load_recipe(recipe, overrides)
+    where: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "nodes": nodes}
     if isinstance(chosen, TagRecipe) and average_clips is None:
-        where: dict[str, Any] = {"accelerator": accelerator, "devices": devices, "nodes": nodes}
         return test_tags(chosen, checkpoint, out=out, metrics=metrics, **where)
+    if isinstance(chosen, BoxRecipe) and average_clips is None:
+        return test_boxes(chosen, checkpoint, out=out, metrics=metrics, **where)
     chosen = clip_recipe(chosen)
     plan = clip_recipe(load_recipe(chosen, {"clips.average": average_clips} if average_clips else {}))
     fabric = launch(accelerator=accelerator, devices=devices, nodes=nodes)

@@ -16,7 +16,7 @@ from marey.data.labels import mirror_pairs
 from marey.data.lists import ClipList, check_labels, read_list, same_classes
 from marey.errors import DataError, UsageError, WeightsError
 from marey.models import MODELS
-from marey.recipes.schema import AnyRecipe, Data, Model, Recipe, Records
+from marey.recipes.schema import AnyRecipe, Data, KeyData, Model, Recipe, Records
 from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model
 from marey.weights.load import LoadReport
@@ -204,7 +204,7 @@ def known_names(model: nn.Module) -> tuple[str, ...] | None:
     return None if names is None or names == tuple(map(str, range(len(names)))) else names
 
 
-def decoding_workers(data: Data | Records) -> int:
+def decoding_workers(data: Data | KeyData | Records) -> int:
     """How many processes read."""
     return cores() if data.workers < 0 else data.workers
 

@@ -10,6 +10,7 @@ import torch
 
 from marey.data.workers import Pool
 from marey.jobs import setup
+from marey.jobs.detection import Detection
 from marey.jobs.distillation import Distillation
 from marey.jobs.doctor import environment
 from marey.jobs.epochs import Epochs, Trained
@@ -18,7 +19,7 @@ from marey.jobs.recognition import Recognition
 from marey.jobs.runs import Run, check_same, last_run, new_run
 from marey.jobs.tagging import Tagging
 from marey.recipes.catalog import load_recipe
-from marey.recipes.schema import AnyRecipe, TagRecipe
+from marey.recipes.schema import AnyRecipe, BoxRecipe, TagRecipe
 from marey.training.distributed import gather, launch
 
 
@@ -66,6 +67,8 @@ def task_of(recipe: AnyRecipe) -> Any:
     """What a recipe trains for: a class like Recognition."""
     if isinstance(recipe, TagRecipe):
         return Tagging
+    if isinstance(recipe, BoxRecipe):
+        return Detection
     return Distillation if recipe.distill else Recognition
 
 

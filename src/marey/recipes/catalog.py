@@ -14,13 +14,15 @@ import msgspec
 
 from marey.errors import UsageError, nearest
 from marey.recipes import released
-from marey.recipes.schema import OF_FEATURES, AnyRecipe, Recipe, TagRecipe
+from marey.recipes.schema import OF_BOXES, OF_FEATURES, AnyRecipe, BoxRecipe, Recipe, TagRecipe
 
 # each function of these that returns a recipe is one, and so is each entry of their tables ROWS
 MODULES = (
+    "ava",
     "csn",
     "demo",
     "finetune",
+    "lfb",
     "mvit",
     "nextvlad",
     "reskd",
@@ -43,7 +45,7 @@ def describe_recipe(name: str) -> str:
     """First line of a recipe's docstring, or of a published one what it is and what it reached."""
     module, _, function = _full_name(name).partition(".")
     build = _functions(module)[function]
-    if isinstance(build, partial):  # a row of a table, which are all of clips
+    if isinstance(build, partial):  # a row of a table
         return released.describe(build(), build.args[-1].note)
     return (inspect.getdoc(build) or "").partition("\n")[0]
 
@@ -131,7 +133,7 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
     return [k for key, v in rows for k in (key, *(_keys(v, f"{key}.") if isinstance(v, dict) else ()))]
 
 
-def _convert(tree: Any, where: str, kind: type[Recipe] | type[TagRecipe]) -> AnyRecipe:
+def _convert(tree: Any, where: str, kind: type[AnyRecipe]) -> AnyRecipe:
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
@@ -148,10 +150,13 @@ def _read(path: Path) -> AnyRecipe:
     return _convert(tree, f" {path}", _kind(tree))
 
 
-def _kind(tree: Any) -> type[Recipe] | type[TagRecipe]:
-    """What a file's content is meant to be: without clips and for a network that takes none, of tags."""
-    model = tree.get("model") if isinstance(tree, dict) and "clips" not in tree else None
-    return TagRecipe if isinstance(model, dict) and model.get("name") in OF_FEATURES else Recipe
+def _kind(tree: Any) -> type[AnyRecipe]:
+    """What a file is meant to be: of boxes, of tags (for a network that takes no clips), or of clips."""
+    model = tree.get("model") if isinstance(tree, dict) else None
+    name = str(model.get("name")) if isinstance(model, dict) else ""
+    if name.endswith(OF_BOXES) and "boxes" in tree:
+        return BoxRecipe
+    return TagRecipe if name in OF_FEATURES and "clips" not in tree else Recipe
 
 
 def _functions(module: str) -> dict[str, Callable[..., AnyRecipe]]:
@@ -161,8 +166,9 @@ def _functions(module: str) -> dict[str, Callable[..., AnyRecipe]]:
         for name, f in members.items()
         if inspect.isfunction(f)
         and not name.startswith("_")
-        and inspect.signature(f).return_annotation in (Recipe, TagRecipe)
+        and inspect.signature(f).return_annotation in (Recipe, TagRecipe, BoxRecipe)
         and f.__module__ == f"marey.recipes.{module}"
+        and all(p.default is not p.empty for p in inspect.signature(f).parameters.values())
     }
     rows: dict[str, released.Row] = members.get("ROWS", {})
     named: dict[str, Callable[..., AnyRecipe]] = members.get("RECIPES", {})

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from marey.recipes.schema import Model, Published, Recipe, Training
+from marey.recipes.schema import BoxRecipe, Model, Published, Recipe, Training
 from marey.training.optim import Optimizer, Schedule
 from marey.weights.published import RELEASES, Release
 from marey.weights.release import STAMP, protocol_text
@@ -84,7 +84,7 @@ def find_release(name: str, row: Row) -> Release:
     return next(release for release in RELEASES.values() if release.recipe == name)
 
 
-def describe(recipe: Recipe, note: str = "") -> str:
+def describe(recipe: Recipe | BoxRecipe, note: str = "") -> str:
     """A line on a recipe of a table: what is trained on what, and the published result."""
     published, clips = recipe.published, recipe.clips
     if published is None:

@@ -4,12 +4,14 @@ from typing import Any, Literal
 
 import msgspec
 
+from marey.data.ava import AVA, KeyFrames
 from marey.errors import UsageError
 from marey.training.optim import Optimizer, Schedule
 from marey.video.augment import Augment
 from marey.video.preprocess import Preprocess
 
 OF_FEATURES = ("nextvlad",)  # networks that take features of frames, not clips
+OF_BOXES = "_det"  # how networks end that take boxes beside clips
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -244,6 +246,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"{self.model.name} takes features of frames, but the recipe {self.name!r} is for clips; "
                 "take one of `marey recipes 'nextvlad.*'`",
             )
+        if self.model.name.endswith(OF_BOXES):
+            raise UsageError(
+                "RECIPE_KIND",
+                f"{self.model.name} takes boxes, but the recipe {self.name!r} is for clips with labels; "
+                "take one of `marey recipes 'lfb.*'` or 'ava.*'",
+            )
 
 
 class Records(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -326,13 +334,137 @@ class TagRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 )
 
 
-AnyRecipe = Recipe | TagRecipe
+class KeySplit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A split of key frames with boxes: five paths, of which `annotation` and `media` are needed.
+
+    annotation  AVA's CSV; a test without it only predicts, at the key frames that `proposals` names
+    media       folder with the videos, or with a folder of frames for each
+    proposals   boxes of persons that a detector has found; training can do without, tests cannot
+    excluded    key frames that do not count
+    bank        feature bank of these videos, for networks with long_term
+    """
+
+    annotation: str | None = None
+    media: str | None = None
+    proposals: str | None = None
+    excluded: str | None = None
+    bank: str | None = None
+
+
+class KeyData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which videos, which moments of them, which boxes; see docs/detection.md for the files.
+
+    train, val, test  test falls back to val
+    label_map     names of the actions; those in it count in the evaluation. None: all of the annotation
+    actions       only these of the annotation, renumbered 1, 2, ... in this order; none named: all
+    key_frames    how time stamps, frames and key frames belong together
+    template      file names in folders of frames, for example "img_{:05}.jpg"; None: found
+    threshold     score from which a proposal counts as a person; one counts in any case
+    most          proposals of a key frame that count at most
+    bank_weights  hash of the network whose features the banks have to be; filled in by training
+    workers, seconds, max_bad, max_bad_test   as in `Data`
+    """
+
+    train: KeySplit = KeySplit()
+    val: KeySplit = KeySplit()
+    test: KeySplit = KeySplit()
+    label_map: str | None = None
+    actions: tuple[int, ...] = ()
+    key_frames: KeyFrames = AVA
+    template: str | None = None
+    threshold: float = 0.9
+    most: int = 1000
+    bank_weights: str | None = None
+    workers: int = -1
+    seconds: float = 60.0
+    max_bad: float = 0.01
+    max_bad_test: float = 0.0
+
+
+class Boxes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a detector learns from.
+
+    iou       overlap from which a proposal stands for a person
+    most      boxes of a clip in a step
+    smallest  persons of whom the crop leaves less, in pixels of width or height, are dropped; 0: none is
+    alpha, gamma  focal form alpha * (1 - exp(-l)) ** gamma * l of each part l of the loss
+    single    one action for each box (softmax); else every action is decided alone (sigmoids)
+    """
+
+    iou: float = 0.9
+    most: int = 32
+    smallest: float = 0.0
+    alpha: float = 1.0
+    gamma: float = 0.0
+    single: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.iou <= 1 or self.most < 1 or self.smallest < 0 or self.alpha <= 0 or self.gamma < 0:
+            raise UsageError(
+                "RECIPE_VALUE",
+                "boxes: iou in 0..1, most 1 or more, alpha above 0, smallest and gamma not below",
+            )
+
+
+class BoxTesting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a detector is tested.
+
+    threshold  probability from which an action of a box is written down
+    protocol   whose frame mAP: "mmaction2" or "activitynet"
+    seed       of what is drawn from the bank where a time step has more boxes than a window takes
+    """
+
+    threshold: float = 0.002
+    protocol: Literal["mmaction2", "activitynet"] = "mmaction2"
+    seed: int = 0
+
+
+class BoxRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A complete run that learns what the persons in boxes do.
+
+    name       module and published name
+    model      which network, one that ends in _det
+    data       which videos, moments and boxes
+    clips      which frames and pixels around a key frame
+    boxes      what is learnt from them
+    training   how the network is trained; what is done to clips beyond crop and mirror has no place there
+    testing    how it is tested
+    published  what its source reports, shown beside what is measured
+    """
+
+    name: str
+    model: Model
+    data: KeyData = KeyData()
+    clips: Preprocess
+    boxes: Boxes = Boxes()
+    training: Training
+    testing: BoxTesting = BoxTesting()
+    published: Published | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model.name.endswith(OF_BOXES) or self.clips.sampling != "key":
+            raise UsageError(
+                "RECIPE_KIND",
+                f"the recipe {self.name!r} is for detectors ({OF_BOXES}) and clips around key frames "
+                f"(clips.sampling=key), not for {self.model.name} and {self.clips.sampling}",
+            )
+        plain = Training(epochs=1)
+        for field in ("augment", "label_smoothing", "class_weights", "precise_bn"):
+            if getattr(self.training, field) != getattr(plain, field):
+                raise UsageError(
+                    "RECIPE_KIND",
+                    f"training.{field} is for clips with labels; {self.name!r} learns from boxes",
+                )
+
+
+AnyRecipe = Recipe | TagRecipe | BoxRecipe
 
 
 def clip_recipe(recipe: AnyRecipe) -> Recipe:
     """The recipe, which must be one for clips. Raises UsageError RECIPE_KIND."""
     if not isinstance(recipe, Recipe):
+        other = "boxes" if isinstance(recipe, BoxRecipe) else "features of frames"
         raise UsageError(
-            "RECIPE_KIND", f"this needs clips, but {recipe.name!r} learns from features of frames"
+            "RECIPE_KIND", f"this needs clips with labels, but {recipe.name!r} learns from {other}"
         )
     return recipe

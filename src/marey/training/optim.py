@@ -94,6 +94,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cosine_from    epoch at which the cosine begins (1.x lets it begin after the warm-up)
     final          where the cosine ends, as a share of the full rate
     warmup_epochs  length of a linear rise to the full rate
+    warmup_updates  its length in updates instead (warmup_per "iteration", warmup_rule "0.x")
     warmup_start   where the rise begins, as a share of the full rate
     warmup_per     the rise moves every "iteration" or every "epoch"
     warmup_rule    "0.x": full rate right after the warm-up's last unit, or where it ends within
@@ -111,6 +112,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cosine_from: float = 0.0
     final: float = 0.0
     warmup_epochs: float = 0.0
+    warmup_updates: int = 0
     warmup_start: float = 0.1
     warmup_per: Literal["iteration", "epoch"] = "iteration"
     warmup_rule: Literal["0.x", "1.x", "slowfast"] = "0.x"
@@ -124,6 +126,13 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise UsageError("RECIPE_VALUE", "schedule: kind 'samples' has no warmup_rule 'slowfast'")
         if self.until is not None and (self.until < 1 or (self.kind, self.counted) != ("samples", "updates")):
             raise UsageError("RECIPE_VALUE", "schedule: until is an update, counted with kind 'samples'")
+        other = self.warmup_epochs or (self.warmup_per, self.warmup_rule) != ("iteration", "0.x")
+        if self.warmup_updates < 0 or (self.warmup_updates and other):
+            raise UsageError(
+                "RECIPE_VALUE",
+                "schedule: warmup_updates stands instead of warmup_epochs, with warmup_per iteration and "
+                "warmup_rule 0.x",
+            )
         if not 0 <= self.final <= 1 or (self.final and self.kind != "cosine"):
             raise UsageError(
                 "RECIPE_VALUE", "schedule: final is where the cosine ends, 0..1 of the full rate"
@@ -192,7 +201,7 @@ def _by_samples(schedule: Schedule, update: int, batch: int) -> float:
 
 def _warmup(schedule: Schedule, iteration: int, per_epoch: int) -> float:
     unit = per_epoch if schedule.warmup_per == "epoch" else 1
-    length = schedule.warmup_epochs * per_epoch / unit
+    length = schedule.warmup_updates or schedule.warmup_epochs * per_epoch / unit
     if iteration // unit >= length:
         return 1.0
     last = length - (1 if schedule.warmup_rule == "1.x" else 0)
