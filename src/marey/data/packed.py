@@ -7,9 +7,9 @@ A `.packed.safetensors` file holds, for n videos:
     checksums            uint32 [n, 2], CRC-32C of the bytes of a video's rgb and audio
     labels, label_ends   int64 [all labels] and [n]
     ids, id_ends         uint8 [all bytes of UTF-8] and int64 [n]
-    padding              uint8 [0..7], so that what follows `audio` lies at multiples of 8
 
-Its metadata entry `marey` is JSON: version, level ("frame" or "video"), CRC-32C of all but rgb and audio.
+Its metadata entry `marey` is JSON: version, level ("frame" or "video"), CRC-32C of all but rgb and audio, and
+what a byte stands for.
 Anything that reads safetensors reads it. `marey.data.youtube8m` turns it into videos and batches.
 """
 
@@ -96,9 +96,7 @@ class PackedWriter:
         """What follows the rgb, and the table before it."""
         (rows, more), (rgb, audio) = self._rows, self.widths
         size = self.dtype.itemsize
-        pad = -(rows * rgb + more * audio) * size % 8
         arrays: dict[str, NDArray[Any]] = {
-            "padding": np.zeros(pad, np.uint8),
             "ends": np.array(self._ends, np.int64).reshape(-1, 2),
             "checksums": np.array(self._checksums, np.uint32).reshape(-1, 2),
             "label_ends": np.array(self._label_ends, np.int64),
@@ -108,7 +106,9 @@ class PackedWriter:
         }
         for part in (*self._audio, *(array.tobytes() for array in arrays.values())):
             self._file.write(part)
-        about = {"version": VERSION, "level": self.level, "index_crc": _index_crc(arrays)}
+        about: dict[str, Any] = {"version": VERSION, "level": self.level, "index_crc": _index_crc(arrays)}
+        if self.level == "frame":
+            about["value"] = "q * 4/255 - 2 + 4/512"  # of a byte q, for whoever reads it without Marey
         table: dict[str, Any] = {"__metadata__": {KEY: json.dumps(about)}}
         place = 0
         shapes: list[tuple[str, str, tuple[int, ...], int]] = [
@@ -189,9 +189,8 @@ class Packed:
                 done += some
         except OSError as error:
             raise DataError("NO_ACCESS", f"cannot read {self.path!r}: {error.strerror}") from error
-        if done < count or google_crc32c.value(np.frombuffer(out, np.uint8)) != int(
-            self._index["checksums"][number, stream]
-        ):
+        wanted = int(self._index["checksums"][number, stream])
+        if done < count or google_crc32c.value(np.frombuffer(out, np.uint8)) != wanted:
             raise DataError(
                 "RECORD_DAMAGED",
                 f"{self.path}: record {number}: the checksum of its {('rgb', 'audio')[stream]}, {count:,} "
