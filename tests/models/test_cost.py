@@ -163,3 +163,19 @@ def test_the_network_stays_as_it_was():
     with pytest.raises(RuntimeError):
         macs(model, (5, 2, 32, 32))
     assert [module.training for module in model.modules()] == modes
+
+
+def test_a_detector_counts_with_one_box_as_worked_out_by_hand():
+    """Stage 4 at twice the height and width; one box attends to 3 x 2 slots in two layers; five classes."""
+    side, width, latent, slots = 64, 8, 12, 6
+    settings = {"width": width, "long_term": "nl", "latent": latent, "window": 3, "per_step": 2}
+    middle, after = 8 * width, 32 * width
+    first = 9 * middle**2 + middle * after + 16 * width * after  # conv1 has the larger map in both
+    more = 3 * after * middle + 9 * middle**2 + middle * after  # the second and third block
+    small, large = 2 * 4, 2 * 16  # positions of the recognizer's map and of the detector's, of 2 frames
+    grown = (first + 2 * more) * (large - small)
+    box = after * latent + slots * after * latent
+    box += 2 * (2 * latent**2 + 2 * slots * latent**2 + 2 * slots * latent)
+    head = (after + latent) * 5 - after * 5
+    plain = macs(build("slowonly_r50", 5, width=width), (3, 2, side, side))
+    assert macs(build("slowonly_r50_det", 5, **settings), (3, 2, side, side)) == plain + grown + box + head
