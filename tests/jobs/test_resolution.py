@@ -179,8 +179,10 @@ def test_each_is_tested_at_each_resolution_by_its_own_path(runs, monkeypatch):
         run = "taught" if point.distilled else "plain"
         assert point.accuracy == losses[run, point.resolution]["top1"]
     assert all(point.decode_ms > 0 for point in found.points)
-    cut = {(p.curve, p.resolution): (p.short_side, p.crop) for p in found.points}
-    assert cut["tsn_r18", 16] == (16, 16) and cut["tsn_r18, taught by tsn_r50", 16] == (36, 32)
+    cut = {(p.curve, p.resolution): (p.short_side, p.crop, p.trained) for p in found.points}
+    assert cut["tsn_r18, trained at 32", 16] == (16, 16, 32)
+    assert cut["tsn_r18, taught by tsn_r50, trained at 16", 16] == (36, 32, 16)
+    assert found.gaps == (), "neither was trained where the other was"
 
 
 def test_another_list_is_tested_and_a_kept_test_is_not_made_again(runs, videos, tmp_path, monkeypatch):
@@ -208,12 +210,12 @@ def test_a_checkpoint_and_a_label_name_a_curve(runs):
 
 def test_what_distilling_gains_is_a_difference_of_means():
     class Row:
-        def __init__(self, distilled, resolution, accuracy, model="a"):
-            self.model, self.distilled = model, distilled
+        def __init__(self, distilled, resolution, accuracy, model="a", trained=None):
+            self.model, self.distilled, self.trained = model, distilled, trained or resolution
             self.resolution, self.accuracy = resolution, accuracy
 
     points = [Row(None, 112, 0.5), Row(None, 112, 0.6), Row("t", 112, 0.7), Row("t", 96, 0.7)]
-    points += [Row("t", 112, 0.1, "b"), Row(None, 224, 0.9)]
+    points += [Row("t", 112, 0.1, "b"), Row(None, 224, 0.9), Row(None, 112, 0.1, trained=224)]
     (gap,) = gaps(points)
     assert (gap.model, gap.teacher, gap.resolution, gap.runs) == ("a", "t", 112, (1, 2))
     assert gap.gain == pytest.approx(0.15)
@@ -276,7 +278,7 @@ def test_the_table_the_picture_and_the_page_hold_every_point(runs, tmp_path, cap
         cli.main()
     assert ended.value.code == 0
     printed = capsys.readouterr().out
-    assert printed.count("tsn_r18, taught by tsn_r50  ") == 2 and "+" in printed
+    assert printed.count("tsn_r18, taught by tsn_r50, trained at 16  ") == 2
     table = list(csv.DictReader(files[3].open()))
     assert [row["resolution"] for row in table] == ["16", "32", "16", "32"]
     assert json.loads(files[4].read_text())["points"][0]["accuracy"] == float(table[0]["accuracy"])

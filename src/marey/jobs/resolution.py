@@ -1,7 +1,8 @@
 """`marey report resolution`: what accuracy a smaller picture costs, and what it saves, over runs.
 
-Each run is a point where its results say how accurate it is; or it is tested again at each resolution. Points
-of one network form a curve; a student of a teacher forms another than the same network trained alone.
+Each run is a point where its results say how accurate it is: runs of one network, trained at one resolution
+each, form a curve; students of a teacher form another than the same network trained alone. Or each is tested
+again at several resolutions: then every resolution of training has curves of its own.
 """
 
 import csv
@@ -52,6 +53,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     curve            the points it belongs with: the network, and what it was distilled from
     distilled        the teacher's name; None: trained alone
     resolution       side of the square that the network sees
+    trained          side of the one that it saw in training
     crop, short_side how that square was cut; a crop that is not the resolution was reduced to it
     views            clips and crops of a video that are scored
     metric, accuracy "top1" or "map", 0..1
@@ -68,6 +70,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     distilled: str | None
     resolution: int
+    trained: int
     crop: int
     short_side: int | None
     frames: int
@@ -96,7 +99,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """What distilling gains: the mean accuracies of one network at one resolution, taught and alone."""
+    """What distilling gains: the mean accuracies of one network, trained and tested at one resolution."""
 
     model: str
     teacher: str
@@ -188,8 +191,9 @@ def compare(
         used = torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+    sweep = any(_shape(one)[-1] != _trained(one) for one in found)
     points = sorted(
-        (_point(one, *took) for one, took in zip(found, times, strict=True)),
+        (_point(one, *took, sweep=sweep) for one, took in zip(found, times, strict=True)),
         key=lambda point: (point.curve, point.resolution, point.source),
     )
     metrics = {point.metric for point in points}
@@ -438,19 +442,27 @@ def _shape(one: Measured) -> tuple[int, int, int, int]:
     return 3, plan.frames, plan.input_size, plan.input_size
 
 
-def _point(one: Measured, single: float, each: float) -> Point:
-    """A result with its network's cost."""
+def _trained(one: Measured) -> int:
+    """The side that the network sees as it was trained, by the same protocol."""
+    own = one.source.recipe.clips
+    return own.plan(own.test if one.protocol == one.preprocess.test else own.val).input_size
+
+
+def _point(one: Measured, single: float, each: float, *, sweep: bool) -> Point:
+    """A result with its network's cost; in a sweep the name says what the network was trained at."""
     source, results = one.source, one.results
     plan, shape = one.preprocess.plan(one.protocol), _shape(one)
     metric = next(name for name in METRICS if name in results["metrics"])
     teacher = source.recipe.distill.teacher.name if source.recipe.distill else None
-    name = source.recipe.model.name
+    name, trained = source.recipe.model.name, _trained(one)
+    curve = (f"{name}, taught by {teacher}" if teacher else name) + f", trained at {trained}" * sweep
     return Point(
-        curve=source.label or (f"{name}, taught by {teacher}" if teacher else name),
+        curve=source.label or curve,
         source=source.name,
         model=name,
         distilled=teacher,
         resolution=plan.input_size,
+        trained=trained,
         crop=plan.crop,
         short_side=plan.short_side,
         frames=plan.frames,
@@ -473,9 +485,11 @@ def _point(one: Measured, single: float, each: float) -> Point:
 
 
 def gaps(points: Sequence[Point]) -> tuple[Gap, ...]:
-    """For each student and resolution the mean accuracy with its teacher and alone, where both are known."""
+    """For each student and resolution of training the mean accuracies, where both kinds are known."""
     groups: dict[tuple[str, str | None, int], list[float]] = defaultdict(list)
     for point in points:
+        if point.resolution != point.trained:  # a network out of its element says nothing of its training
+            continue
         groups[point.model, point.distilled, point.resolution].append(point.accuracy)
     found = []
     for (model, teacher, side), taught in sorted(groups.items(), key=str):
@@ -511,7 +525,18 @@ def _notes(points: Sequence[Point]) -> tuple[str, ...]:
 
 
 COLUMNS = (
-    *("curve", "source", "model", "distilled", "resolution", "crop", "short_side", "frames", "views"),
+    *(
+        "curve",
+        "source",
+        "model",
+        "distilled",
+        "resolution",
+        "trained",
+        "crop",
+        "short_side",
+        "frames",
+        "views",
+    ),
     *("metric", "accuracy", "evaluated", "listed", "gmacs", "video_gmacs", "parameters", "milliseconds"),
     *("views_per_second", "videos_per_second", "decode_ms", "list", "fingerprint"),
 )

@@ -74,12 +74,13 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _panel(axes: Axes, found: Comparison, value: Callable[[Point], float]) -> None:
-    models = list(dict.fromkeys(point.model for point in found.points))
+    sweep = any(point.resolution != point.trained for point in found.points)
+    kinds = list(dict.fromkeys((point.model, point.trained * sweep) for point in found.points))
     curves: dict[str, list[Point]] = defaultdict(list)
     for point in found.points:
         curves[point.curve].append(point)
     for name, points in curves.items():
-        colour = COLOURS[models.index(points[0].model) % len(COLOURS)]
+        colour = COLOURS[kinds.index((points[0].model, points[0].trained * sweep)) % len(COLOURS)]
         alone = points[0].distilled is None
         sides: dict[int, list[Point]] = defaultdict(list)
         for point in points:
