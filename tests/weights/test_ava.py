@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from marey.errors import UsageError, WeightsError
+from marey.jobs.convert import convert
 from marey.models import build
 from marey.models.shell import shell
 from marey.video.preprocess import Preprocess
@@ -218,3 +219,16 @@ def test_the_detector_is_found_from_the_tensors(tmp_path):
     with pytest.raises(WeightsError) as error:
         identify(path, filled(mmaction_table(50, width=8, time=(1, 1, 3, 3))), model="slowonly_r50_det")
     assert error.value.code == "WEIGHTS_MISMATCH"
+
+
+def test_a_published_file_becomes_a_checkpoint_that_gives_the_same(tmp_path):
+    model = small(long_term="nl", latent=12)
+    state = filled(detector_table(model))
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    told = convert(tmp_path / "x.pth", tmp_path / "x.safetensors", verify=True)
+    assert (told.model, told.overrides) == ("slowonly_r50_det", {**W, "long_term": "nl", "latent": 12})
+    assert told.relative == 0
+    load_weights(model.eval(), state)
+    again, clip = open_model(tmp_path / "x.safetensors"), torch.randn(1, 3, 4, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again(clip, *model.beside(clip)), model(clip, *model.beside(clip)))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from marey.errors import UsageError, WeightsError
 from marey.files import replacing
 from marey.jobs.setup_features import layout_of
+from marey.models.detector import Detector
 from marey.video.preprocess import Preprocess
 from marey.weights.create import create_model, open_model
 from marey.weights.detect import Identity, identify
@@ -133,6 +134,7 @@ def _origin(path: Path, found: Identity) -> dict[str, Any]:
 def _compare(network: nn.Module, part: Path, preprocess: Preprocess | None) -> tuple[float, float]:
     """Largest difference of the logits, absolute and as a share of the largest logit."""
     draws = torch.Generator().manual_seed(0)
+    inputs: list[Any]
     if preprocess is None:  # stored bytes of frames
         layout = layout_of(network)
         widths = [width for width in (layout.rgb, layout.audio) if width]
@@ -142,6 +144,7 @@ def _compare(network: nn.Module, part: Path, preprocess: Preprocess | None) -> t
     else:
         side = preprocess.input_size or preprocess.crop
         inputs = [torch.randn((1, 3, preprocess.frames, side, side), generator=draws)]
+        inputs += network.beside(inputs[0]) if isinstance(network, Detector) else ()
     want, got = _logits(network, inputs), _logits(open_model(part), inputs)
     if not want.isfinite().all():
         raise WeightsError(
@@ -161,6 +164,6 @@ def _compare(network: nn.Module, part: Path, preprocess: Preprocess | None) -> t
 
 
 @torch.inference_mode()
-def _logits(network: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+def _logits(network: nn.Module, inputs: Sequence[Any]) -> Tensor:
     logits: Tensor = network.eval()(*inputs)
     return logits.double()

@@ -30,25 +30,17 @@ def macs(model: nn.Module, shape: Sequence[int]) -> int:
     modes = {module: module.training for module in model.modules()}
     dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), torch.float32)
     clip = torch.empty((1, *shape), dtype=dtype, device="meta")
+    beside = model.beside(clip) if isinstance(model, Detector) else ()
     counter: Any = FlopCounterMode(display=False)
     try:
         for module in modes:
             module.training = False
         with torch.no_grad(), counter, ShapesOnly():
-            functional_call(model, shells, (clip, *_beside(model, clip)))
+            functional_call(model, shells, (clip, *beside))
     finally:
         for module, mode in modes.items():
             module.training = mode
     return int(counter.get_total_flops()) // 2  # torch counts a multiply-add as two
-
-
-def _beside(model: nn.Module, clip: torch.Tensor) -> list[Any]:
-    """What a detector takes beside a clip: a box, and its window of the bank."""
-    if not isinstance(model, Detector):
-        return []
-    boxes = [torch.tensor([[0.0, 0.0, clip.shape[-1], clip.shape[-2]]], device="cpu")]
-    slots = (1, model.window * model.per_step, model.bank_channels)
-    return [boxes] if model.long_term is None else [boxes, clip.new_empty(slots)]
 
 
 def parameters(model: nn.Module) -> int:

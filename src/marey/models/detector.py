@@ -7,7 +7,7 @@ feature bank.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,14 @@ class Detector(ResNet):
         self.head = nn.Linear(channels, num_classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+
+    def beside(self, clip: Tensor) -> tuple[Any, ...]:
+        """What `forward` takes beside clips to measure or compare networks: each whole, in one box."""
+        whole = [0.0, 0.0, float(clip.shape[-1]), float(clip.shape[-2])]
+        boxes = [torch.tensor([whole], device="cpu") for _ in clip]
+        if self.long_term is None:
+            return (boxes,)
+        return boxes, clip.new_ones(len(clip), self.window * self.per_step, self.bank_channels)
 
     def pooled(self, clip: Tensor) -> Tensor:
         """The map that boxes are cut from: float [B, 3, T, H, W] -> float [B, C, H / 16, W / 16]."""
