@@ -149,7 +149,9 @@ def test_without_a_test_the_results_of_the_runs_are_taken(runs):
 
 def test_cost_is_counted_on_the_network_at_the_side_it_sees(runs):
     network = marey.create_model("tsn_r18", len(CLASSES), width=4, segments=2)
-    for point in compare(runs, resolutions=(32, 16), **QUICK).points:
+    points = compare(runs, resolutions=(32, 16), **QUICK).points
+    assert len({(p.resolution, p.milliseconds, p.views_per_second) for p in points}) == 2, "timed once"
+    for point in points:
         assert point.gmacs == macs(network, (3, 2, point.resolution, point.resolution)) / 1e9
         several = msgspec.structs.replace(point, views=30)
         assert several.video_gmacs == 30 * point.gmacs

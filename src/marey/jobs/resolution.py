@@ -399,12 +399,15 @@ def _decoding(entries: Sequence[Entry], clips: Preprocess) -> float | None:
 def _timed(
     found: Sequence[Measured], place: torch.device, *, batch: int, rounds: int, precision: str, quiet: bool
 ) -> list[tuple[float, float]]:
-    """(seconds of one view, seconds of a batch) of each, medians; all take their turn in every round."""
-    networks: dict[int, nn.Module] = {}
-    passes: dict[tuple[int, tuple[int, ...]], tuple[Callable[[], Any], Callable[[], Any]]] = {}
+    """(seconds of one view, seconds of a batch) of each, medians; all take their turn in every round.
+
+    Runs of one network on clips of one shape take equally long: it is timed once.
+    """
+    networks: dict[str, nn.Module] = {}
+    passes: dict[tuple[str, tuple[int, ...]], tuple[Callable[[], Any], Callable[[], Any]]] = {}
     keys = []
     for one in found:
-        source = id(one.source.network)
+        source = json.dumps(one.source.network.spec, sort_keys=True, default=str)
         if source not in networks:
             network = folded(one.source.network).to(place)
             networks[source] = network.to(torch.bfloat16) if precision == "bf16" else network
