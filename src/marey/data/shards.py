@@ -51,10 +51,14 @@ class Shards:
 
     def place(self, number: int) -> "Place":
         """Where record `number` of all is."""
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        first = int(self._ends[shard] - self.counts[shard])
-        offset, length = self._spans[number].tolist()
-        return Place(self.paths[shard], int(number) - first, offset, length)
+        return self.places([number])[0]
+
+    def places(self, numbers: Sequence[int]) -> "list[Place]":
+        """Where some records are; finding them at once is several times as fast."""
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        firsts = np.asarray(numbers) - (self._ends - self.counts)[shards]
+        rows = zip(shards.tolist(), firsts.tolist(), self._spans[numbers].tolist(), strict=True)
+        return [Place(self.paths[shard], first, *span) for shard, first, span in rows]
 
 
 class Place(NamedTuple):

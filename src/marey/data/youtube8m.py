@@ -464,7 +464,7 @@ def batches(shards: Shards, steps: Iterable[Ints], layout: Layout, *, pool: Pool
 
     steps, ahead, first = tee(steps, 3)  # few steps are held at a time
     tasks = (
-        ReadTask(tuple(map(shards.place, some)), tuple(some), layout)
+        ReadTask(tuple(shards.places(some)), tuple(some), layout)
         for numbers in ahead
         for some in parts(numbers)
     )
