@@ -3,7 +3,7 @@
 import pytest
 
 from marey.classes import class_names
-from marey.jobs.expected import expected
+from marey.jobs.expected import expected, expected_tags
 from marey.recipes.catalog import load_recipe
 from marey.weights.published import RELEASES
 
@@ -105,3 +105,23 @@ def test_what_matters_in_training_alone_does_not_part_a_release_from_its_recipe(
     names = class_names(recipe.published.dataset) or tuple(map(str, range(recipe.model.num_classes)))
     published, why = expected(recipe, recipe.clips.test, names, release)
     assert (why, published.metrics["top1"]) == ("", top1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "videos", "own", "reason"),
+    [
+        ("nextvlad_yt8m", {}, 1_112_356, False, ""),
+        ("nextvlad_yt8m", {"training.epochs": 1, "model.options.dropout": 0.2}, 1_112_356, False, ""),
+        ("nextvlad_yt8m", {}, 1_112_320, False, "the videos, 1,112,320 of 1,112,356"),
+        ("nextvlad_yt8m", {"testing.top": 10}, 1_112_356, False, "testing.top"),
+        ("nextvlad_yt8m", {"model.options.groups": 16}, 1_112_356, False, "model.options.groups"),
+        ("nextvlad_yt8m", {}, 1_112_356, True, "the features"),
+        ("nextvlad_yt8m_112k", {}, 1_112_356, False, "the data, which were"),
+        ("own_tags", {}, 50, True, ""),
+    ],
+)
+def test_tags_have_published_figures_on_the_whole_validation_set_alone(name, changes, videos, own, reason):
+    recipe = load_recipe(name, changes)
+    published, why = expected_tags(recipe, videos, own=own)
+    assert published == (recipe.published if not reason else None)
+    assert why.startswith(reason) and bool(why) == bool(reason)

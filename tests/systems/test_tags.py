@@ -20,6 +20,7 @@ from typer import Exit
 
 import marey
 from marey.cli.run import predict
+from marey.data import shards
 from marey.data.feature_card import FeatureCard, write_feature_card
 from marey.data.planted import write_planted_records
 from marey.data.shards import open_shards
@@ -152,6 +153,16 @@ def task(small, world=1, rank=0):
     recipe, lists = Tagging.prepare(marey.load_recipe("own_tags", small), None)
     fabric = SimpleNamespace(world_size=world, global_rank=rank, device=torch.device("cpu"))
     return Tagging(recipe, lists, fabric=fabric, run=None, pool=Pool(0, 60), seed=3)
+
+
+def test_an_index_finds_the_records_once(small, tmp_path, monkeypatch):
+    wanted = small | {"data.index": str(tmp_path / "index")}
+    first = task(wanted)
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"train.npz", "val.npz"}
+    monkeypatch.setattr(shards, "find_records", None)
+    again = task(wanted)
+    assert again.shards.fingerprint() == first.shards.fingerprint()
+    assert again.shards.fingerprint() != again.val.fingerprint()
 
 
 @pytest.mark.parametrize("world", [1, 2, 7])
