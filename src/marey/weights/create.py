@@ -100,7 +100,8 @@ def starting_preprocess(
         if origin := read_card(metadata, tensors, path) if metadata else RELEASES.get(path.stem):
             if origin.preprocess is None:
                 raise UsageError("NO_CLIPS", f"{os.fspath(weights)!r} takes features of frames, not clips")
-            return origin.preprocess if origin.model == name else ava.started(origin.preprocess)
+            starts = name == f"{origin.model}_det"
+            return ava.started(origin.preprocess) if starts else origin.preprocess
     return family_preprocess(name, segments)
 
 
