@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from marey.data import datasets, formats
-from marey.data.columns import Builder, Columns
+from marey.data.columns import Builder, Columns, Ragged
 from marey.data.finding import Reading
 from marey.data.formats import LineErrors, Row
 from marey.data.labels import check_names, read_classes
@@ -143,6 +143,15 @@ class ClipList:
         chosen.num_classes, chosen.splits, chosen.notes = self.num_classes, self.splits, self.notes
         return chosen
 
+    def relabelled(self, labels: Ints) -> "ClipList":
+        """The same entries with a label each, int64 [n], and the same class names."""
+        chosen = self.subset(range(len(self)))
+        ends = np.arange(len(self) + 1, dtype=np.int64)
+        chosen._rows = chosen._rows._replace(labels=Ragged(labels.astype(np.int32), ends))
+        chosen.num_classes = max(self.num_classes, int(labels.max(initial=-1)) + 1)
+        chosen.multi_label = False
+        return chosen
+
     def fingerprint(self, *, sizes: bool = False) -> str:
         """SHA-256 (hex) of the set of entries: path below the root, part, labels and, if asked, file sizes.
 
@@ -243,6 +252,27 @@ def read_list(
         clips.num_classes = max(clips.num_classes, count)
         check_labels(clips, count)
     return _of_split(clips, splits, split)
+
+
+def named_list(
+    name: str,
+    root: str | os.PathLike[str],
+    paths: Sequence[str],
+    labels: Sequence[int],
+    *,
+    classes: Sequence[str] | None = None,
+    template: str | None = None,
+) -> ClipList:
+    """A list made of names and their labels, as if `name` held them. Raises DataError as `read_list`."""
+    errors = LineErrors(Path(name))
+    builder = Builder(errors, check_names(classes) if classes else None, first_label=0, multi_label=False)
+    for line, (path, label) in enumerate(zip(paths, labels, strict=True), 1):
+        builder.add(Row(line, path, (int(label),)))
+    errors.check()
+    rows, named = builder.finish()
+    if not len(rows.lines):
+        raise DataError("LIST_EMPTY", f"{name}: the list has no videos")
+    return ClipList(name, str(root), rows, named, template=template, multi_label=False)
 
 
 def _layout(file: Path, format: str, multi_label: bool | None) -> tuple[str, bool]:

@@ -1,7 +1,8 @@
 """What `marey train` does with key frames that have boxes of persons: batches, loss, validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -48,6 +49,7 @@ class Detection:
     """Training of a detector; a `marey.jobs.epochs.Task`."""
 
     unit = "key frames"
+    norm_settings: Mapping[str, Any] = MappingProxyType({})
 
     @staticmethod
     def prepare(recipe: BoxRecipe, validate: bool | None) -> tuple[BoxRecipe, KeyLists]:
@@ -158,7 +160,7 @@ class Detection:
         """Frame mAP of all validation key frames."""
         assert self.val is not None
         scored = score_keys(network, self.val, self.recipe, pool=self.pool, fabric=self.fabric)
-        check_complete(scored.failed, len(self.val.frames), self.recipe.data.max_bad_test)
+        check_complete(scored.failed, len(self.val.frames), self.recipe.data.max_bad_test, "key frames")
         self.last = results(
             self.recipe,
             scored,

@@ -6,7 +6,7 @@ What is learned from and how it is measured is a task's matter: jobs/recognition
 import copy
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -62,6 +62,7 @@ class Task(Protocol):
     padded    clips that were shorter than wanted, counted
     validates  whether there is something to validate on
     notes     said when the training begins
+    norm_settings  how the statistics of `norm_inputs` are set, see `recompute_batch_norm`
     """
 
     name: str
@@ -76,6 +77,7 @@ class Task(Protocol):
     padded: int
     validates: bool
     notes: list[str]
+    norm_settings: Mapping[str, Any]
 
     def examples(self, epoch: int, first_step: int) -> Iterator[Any]:
         """The epoch's batches from a step on, on the device; each has `real`, see training/loop.py."""
@@ -240,7 +242,9 @@ class Epochs:
                     yield clip
 
         try:
-            measured = recompute_batch_norm(self.scored, inputs(), fabric=self.fabric)
+            measured = recompute_batch_norm(
+                self.scored, inputs(), fabric=self.fabric, **self.task.norm_settings
+            )
         except InterruptedError:  # the norms are what they were again: now they can be saved
             raise self._stopped() from None
         seen = sum(gather(self.fabric, seen))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -44,6 +45,7 @@ class Recognition:
     """Training of a recognizer on clips with class labels; a `marey.jobs.epochs.Task`."""
 
     unit = "clips"
+    norm_settings: Mapping[str, Any] = MappingProxyType({})
 
     @staticmethod
     def prepare(recipe: Recipe, validate: bool | None) -> tuple[Recipe, setup.Lists]:
@@ -125,8 +127,9 @@ class Recognition:
         for batch in islice(self._batches(other, first_step=0), self.plan.precise_bn):
             yield self._on_device(batch, other).clip if len(batch.frames) else torch.empty(0)
 
-    def _batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Training batches of an epoch; files that cannot be read are counted and named."""
+    def _batches(self, epoch: int, first_step: int, draws: int | None = None) -> Iterator[Batch]:
+        """Training batches of an epoch, by the draws of another if wanted; files that cannot be read are
+        counted and named."""
         recipe, world = self.recipe, self.fabric.world_size
         batches = train_batches(
             self.clips,
@@ -142,7 +145,7 @@ class Recognition:
             multi_label=bool(recipe.data.multi_label),
             class_power=recipe.data.class_power,
             copies=self.plan.augment.copies,
-            draws=self.draws(epoch),
+            draws=self.draws(epoch) if draws is None else draws,
         )
         for batch in batches:
             for failure in batch.failures:

@@ -112,9 +112,9 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     for clips in given:
         check_labels(clips, None if clips is lists.train and fixed is None else count)
     data = recipe.data
-    full = {name: _full(getattr(data, name)) for name in ("train", "val", "test", "splits", "root")}
+    full = {name: full_path(getattr(data, name)) for name in ("train", "val", "test", "splits", "root")}
     if data.classes is not None and Path(data.classes).exists():  # else a data set whose names ship
-        full["classes"] = _full(data.classes)
+        full["classes"] = full_path(data.classes)
     several = any(clips.multi_label for clips in given)
     return msgspec.structs.replace(
         recipe,
@@ -144,7 +144,8 @@ def segmented(plan: Model, frames: int) -> dict[str, Any]:
     return {**plan.options, "segments": frames}
 
 
-def _full(path: str | None) -> str | None:
+def full_path(path: str | None) -> str | None:
+    """An absolute path of a path."""
     return None if path is None else os.path.abspath(path)  # noqa: PTH100 - a link stays a link
 
 

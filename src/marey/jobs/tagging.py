@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -53,6 +54,7 @@ class Tagging:
     """Training of a network that tags features; a `marey.jobs.epochs.Task`."""
 
     unit = "videos"
+    norm_settings: Mapping[str, Any] = MappingProxyType({})
 
     @staticmethod
     def prepare(recipe: TagRecipe, validate: bool | None) -> tuple[TagRecipe, RecordLists]:

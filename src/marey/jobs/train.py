@@ -10,6 +10,7 @@ import torch
 
 from marey.data.workers import Pool
 from marey.jobs import setup
+from marey.jobs.adaptation import Adaptation
 from marey.jobs.detection import Detection
 from marey.jobs.distillation import Distillation
 from marey.jobs.doctor import environment
@@ -69,6 +70,8 @@ def task_of(recipe: AnyRecipe) -> Any:
         return Tagging
     if isinstance(recipe, BoxRecipe):
         return Detection
+    if recipe.adapt is not None:
+        return Adaptation
     return Distillation if recipe.distill else Recognition
 
 

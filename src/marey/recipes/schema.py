@@ -193,6 +193,59 @@ class Distill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise UsageError("RECIPE_VALUE", f"distill: {text}")
 
 
+class Pseudo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Labels of the target that networks gave: after every step on the source comes one on these.
+
+    Each step has clips of one domain, mixed among themselves, and batch norms see one domain at a time. A
+    pair of steps has one learning rate. With training.accumulate=2 both losses make one update together.
+
+    labels  table of `marey pseudo-label` (.parquet, .csv), a published list (`path,label,p0,...`), or a list
+            `path,label`. Kept rows are learnt from
+    root    folder that their names start from; None: the folder of the file
+    ending  "longer": an epoch sees all of the longer list, the shorter one begins anew; "shorter": the epoch
+            ends with the shorter list, as published
+    soft    the target of a clip is its row of probabilities, not its label
+    weight  of this loss relative to the source's
+    sha256  of the file: filled in when the training begins, and checked when it goes on
+    """
+
+    labels: str | None = None
+    root: str | None = None
+    ending: Literal["longer", "shorter"] = "longer"
+    soft: bool = False
+    weight: float = 1.0
+    sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise UsageError("RECIPE_VALUE", "adapt.pseudo.weight must be above 0")
+
+
+class Adapt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another domain, the target, of which nothing is labelled; `data` is the source.
+
+    target   list of the target's videos; labels in it are not read. The statistics of batch norms are
+             measured on training.precise_bn batches of it, instead of the source's, before each validation
+             and after the last epoch
+    root     folder that its names start from; None: the list's own
+    share    of the target's statistics in what is set: below 1 some of the source's stays
+    same     every epoch measures the same videos in the same order, cut anew, as published; else others
+    dropout  dropout and drop path act while measuring, as published
+    pseudo   labels of the target to learn from; None: the weights learn from the source alone
+    """
+
+    target: str | None = None
+    root: str | None = None
+    share: float = 1.0
+    same: bool = False
+    dropout: bool = False
+    pseudo: Pseudo | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UsageError("RECIPE_VALUE", "adapt.share must be above 0 and at most 1")
+
+
 class Testing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the network is tested; clips and crops are the preprocessing's test protocol.
 
@@ -227,6 +280,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     training   how the network is trained
     testing    how it is tested
     distill    what it learns from a teacher besides; None: from the labels alone
+    adapt      another domain that it is made for, without labels; None: it learns for that of `data`
     published  what its source reports, shown beside what is measured
     """
 
@@ -237,9 +291,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     training: Training
     testing: Testing = Testing()
     distill: Distill | None = None
+    adapt: Adapt | None = None
     published: Published | None = None
 
     def __post_init__(self) -> None:
+        if self.distill is not None and self.adapt is not None:
+            raise UsageError("RECIPE_VALUE", "a recipe has either a teacher (distill) or a target (adapt)")
         if self.model.name in OF_FEATURES:
             raise UsageError(
                 "RECIPE_KIND",
