@@ -18,7 +18,9 @@ from marey.jobs import records as job
 from marey.jobs.extract import extract_features
 from marey.jobs.manifest import Shard
 from marey.jobs.records import extract_records
+from marey.jobs.setup_features import open_records
 from marey.jobs.tags import evaluate_tags
+from marey.recipes.schema import Records
 from marey.video.preprocess import Preprocess, normalize
 from marey.video.synthetic import render_moving_shapes
 from marey.weights.native import save_checkpoint
@@ -236,6 +238,14 @@ def test_videos_that_cannot_be_read_are_counted(videos, tmp_path):
     with pytest.raises(DataError) as error:
         extract_records(network(), bad, tmp_path / "none", per=0.5, **HERE)
     assert error.value.code == "LIST_EMPTY"
+
+
+def test_a_training_says_when_videos_have_more_frames_than_it_takes(videos, tmp_path, capsys):
+    extract_records(network(), videos, tmp_path, per=0.5, **HERE)
+    open_records(Records(train=str(tmp_path), max_frames=5), training=True)
+    assert capsys.readouterr().err == ""
+    open_records(Records(train=str(tmp_path), max_frames=4), training=True)
+    assert "has 5 frames, of which the first 4" in capsys.readouterr().err
 
 
 def test_only_what_differs_from_the_defaults_counts():

@@ -100,8 +100,8 @@ def read_feature_card(folder: str | os.PathLike[str]) -> FeatureCard | None:
 def feature_card(paths: Iterable[str | os.PathLike[str]]) -> FeatureCard | None:
     """The card that files of records have in common, None where none has one: YouTube-8M's own.
 
-    Of several folders the first one's is given. Raises DataError FEATURES_MIXED where their bytes mean
-    different things.
+    Of several folders the first one's is given, with the longest video of all. Raises DataError
+    FEATURES_MIXED where their bytes mean different things.
     """
     folders = sorted({os.path.dirname(os.fspath(path)) or "." for path in paths})  # noqa: PTH120
     cards = [(folder, read_feature_card(folder)) for folder in folders]
@@ -112,7 +112,8 @@ def feature_card(paths: Iterable[str | os.PathLike[str]]) -> FeatureCard | None:
                 f"the features in {cards[0][0]} and {folder} were made differently ({NAME} says how); make "
                 "them by the same network and projection",
             )
-    return cards[0][1] if cards else None
+    there = [card for _, card in cards if card is not None]
+    return msgspec.structs.replace(there[0], longest=max(card.longest for card in there)) if there else None
 
 
 def not_comparable(trained_on: str | None, card: FeatureCard | None) -> str | None:

@@ -62,6 +62,9 @@ def open_records(data: Records, *, training: bool) -> RecordLists:
     files = [file for shards in found.values() for file in shards.paths]
     names, labels = _names(data.classes, files)
     card = feature_card(files)
+    if card is not None and card.longest > data.max_frames:
+        what = f"the longest video has {card.longest} frames, of which the first {data.max_frames} are taken"
+        print(f"marey: {what} (data.max_frames)", file=sys.stderr)
     return RecordLists(found.get("train"), found.get("val"), found.get("test"), card, names, labels)
 
 
