@@ -1,6 +1,7 @@
 """Videos with what is known of them: sources as users name them, with the labels that lists give."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -65,11 +66,8 @@ def labelled_sources(
             path = os.path.abspath(entry.path)  # noqa: PTH100 - a link stays a link
             found.setdefault(path, Source(entry.path, clips.written(index), entry.template))
             labels.setdefault(path, set()).update(entry.labels)
-    written = [source.name for source in found.values()]
-    twice = (
-        {name for name in written if written.count(name) > 1} if len(set(written)) < len(written) else set()
-    )
-    ids = {path: path if source.name in twice else source.name for path, source in found.items()}
+    written = Counter(source.name for source in found.values())
+    ids = {path: path if written[source.name] > 1 else source.name for path, source in found.items()}
     largest = max((max(values) for values in labels.values() if values), default=-1)
     return Labelled(
         found,
