@@ -1,6 +1,7 @@
-"""A labelled source and a target: whose clips set the batch norms, in which order steps come, what a kill leaves."""
+"""A labelled source and a target: whose clips set the batch norms, which steps come when, and kills."""
 
 import csv
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -88,6 +89,11 @@ def test_the_statistics_are_those_of_the_target_and_its_labels_are_not_read(plac
     assert torch.allclose(saved.trunk.stem.bn.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
 
 
+def noted(taken, before, batch, epoch):
+    taken.append(batch)
+    return before(batch, epoch)
+
+
 def test_published_statistics_are_of_the_same_videos_each_epoch(places, shapes, tmp_path):
     settings = places | {"training.precise_bn": 1, "training.epochs": 3}
     seen = {}
@@ -96,7 +102,7 @@ def test_published_statistics_are_of_the_same_videos_each_epoch(places, shapes, 
         taken = []
         measured = work.measured
         before = measured._on_device
-        measured._on_device = lambda batch, epoch: (taken.append(batch), before(batch, epoch))[1]
+        measured._on_device = partial(noted, taken, before)
         clips = [next(work.norm_inputs(epoch)) for epoch in (0, 1)]
         seen[same] = [batch.indices.tolist() for batch in taken], clips
     order, clips = seen[True]
@@ -117,7 +123,7 @@ def test_source_and_target_take_turns(places, shapes, table, tmp_path, ending, b
         assert given.target == bool(step % 2)
         names = [path.rpartition("/")[0].split("/")[-2] for path in work.current()]
         assert set(names) == {"test" if given.target else "train"}
-        seen[given.target] += [path for path in work.current()]
+        seen[given.target] += work.current()
     assert step == steps - 1
     if ending == "longer":
         assert len(set(seen[False])) == 36 and len(set(seen[True])) == len(work.labelled.clips)
@@ -170,7 +176,8 @@ def test_soft_targets_are_the_rows_of_the_table_as_a_mirror_shows_them(places, s
 @pytest.mark.parametrize("at", [5, 10])
 def test_a_killed_training_goes_on_to_the_same_bits(places, shapes, table, tmp_path, monkeypatch, at):
     recipe = recipe_of(
-        places | {"training.epochs": 2, "training.precise_bn": 1, "training.ema": 0.9, "training.save_minutes": 0.0},
+        places
+        | {"training.epochs": 2, "training.precise_bn": 1, "training.ema": 0.9, "training.save_minutes": 0},
         target=str(shapes.test), dropout=True, share=0.7,
         pseudo=Pseudo(labels=str(shapes.test.parent / "labels.parquet"), ending="shorter", weight=0.5),
     )  # fmt: skip

@@ -16,20 +16,8 @@ from marey.files import replacing
 from marey.recipes.schema import AnyRecipe
 
 COLUMNS = (
-    *(
-        "step",
-        "epoch",
-        "lr",
-        "loss",
-        "loss_class",
-        "loss_distill",
-        "loss_source",
-        "loss_target",
-        "top1",
-        "gap",
-        "hit1",
-        "perr",
-    ),
+    *("step", "epoch", "lr", "loss", "loss_class", "loss_distill", "loss_source", "loss_target"),
+    *("top1", "gap", "hit1", "perr"),
     *("clips_per_second", "data_share", "skipped", "padded"),
     *("val_loss", "val_top1", "val_top5", "val_mean_class", "val_map", "val_mmit_map"),
     *("val_gap", "val_hit1", "val_perr", "val_map_2018"),

@@ -25,6 +25,7 @@ MODULES = (
     "lfb",
     "mvit",
     "nextvlad",
+    "nightcrawler",
     "reskd",
     "slowfast",
     "slowonly",
