@@ -27,9 +27,10 @@ from marey.data.shards import open_shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Layout, collate, read_videos
 from marey.errors import DataError, UsageError
+from marey.jobs.extract import extract_features
 from marey.jobs.tagging import Tagging
 from marey.jobs.tags import tag_records
-from marey.weights.create import open_model
+from marey.weights.create import open_model, starting_preprocess
 
 from .conftest import arguments, only_run
 from .conftest import marey as command
@@ -342,6 +343,12 @@ def test_clips_and_features_are_told_apart(trained, planted, tmp_path):
     assert error.value.code == "RECIPE_KIND"
     with pytest.raises(UsageError) as error:
         next(marey.predict(trained.checkpoint, str(planted.val)))
+    assert error.value.code == "NO_CLIPS"
+    with pytest.raises(UsageError) as error:
+        extract_features(trained.checkpoint, str(planted.val), tmp_path)
+    assert error.value.code == "NO_CLIPS"
+    with pytest.raises(UsageError) as error:
+        starting_preprocess("tsm_r50", trained.checkpoint)
     assert error.value.code == "NO_CLIPS"
     with pytest.raises(UsageError) as error:
         marey.test("own_tags", trained.checkpoint, {"data.test": str(planted.test)}, metrics=["top1"])

@@ -22,6 +22,7 @@ from marey.jobs.manifest import Item, Manifest, Shard
 from marey.jobs.predict import windows
 from marey.jobs.progress import Progress
 from marey.jobs.setup import cores
+from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.models.parts import ResNet
 from marey.models.tsn import TSN
@@ -93,12 +94,14 @@ def extract_features(
     quiet    no progress and no failures on stderr
 
     A video that cannot be read gets a line with its error code in the index. The rows of a video depend on no
-    other video, and not on workers, shards or interruptions. Raises UsageError PER, LAYER, FRAMES,
+    other video, and not on workers, shards or interruptions. Raises UsageError PER, LAYER, FRAMES, NO_CLIPS,
     UNKNOWN_NAME, FOLDER_USED and RESUME_MISMATCH (other weights or settings made the folder), and Interrupted
     after SIGINT, SIGTERM or SIGUSR1, when all that is finished is saved and in the index.
     """
     _check(per, dtype, format)
     network: Any = model if isinstance(model, nn.Module) else open_model(model)
+    if takes_features(network):
+        raise UsageError("NO_CLIPS", "features are taken of clips; this network takes features itself")
     clips = network.preprocess if frames is None else of_frames(network, frames)
     embedding = Embedding(network, layer, device, views_per_forward)
     about = {
