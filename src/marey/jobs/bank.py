@@ -1,4 +1,7 @@
-"""Feature banks as commands: MMAction2's pickles become banks of ours; a bank is checked."""
+"""Feature banks as commands: MMAction2's pickles become banks of ours; a bank is checked.
+
+`marey.jobs.bank_build` makes banks of our own.
+"""
 
 import hashlib
 import os
@@ -106,8 +109,7 @@ def import_bank(
         source=f"{path.name}, sha256 {_file_hash(path)[:12]}",
     )
     groups = list(_groups(path, found, card))
-    if any(folder.glob("*.safetensors")):
-        _check_other(folder, card, groups)
+    check_new(folder, card, groups)
     progress, done = Progress(f"importing {path.name}: videos"), 0
     for group in groups:
         if not shard_path(folder, group).exists():
@@ -151,8 +153,14 @@ def describe(bank: Bank, problems: Sequence[str] = ()) -> BankReport:
     )
 
 
-def _check_other(folder: Path, card: BankCard, groups: list[list[str]]) -> None:
-    """Refuse to add to a bank that is another, or has some of the videos from elsewhere."""
+def check_new(out: str | os.PathLike[str], card: BankCard, groups: list[list[str]]) -> None:
+    """Refuse to add shards of these videos to a bank that is another, or has some of them from elsewhere.
+
+    Shards that an earlier run of the same job left are its own. Raises DataError BANK_MIXED.
+    """
+    folder = Path(out)
+    if not any(folder.glob("*.safetensors")):
+        return
     bank = Bank(folder)
     there, files = bank.card, shard_files(folder)
     own = {shard_path(folder, group) for group in groups}  # of an earlier run of the same import

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from marey.jobs.tags import check_complete
 from marey.metrics.ava import FrameMap, frame_map, result_rows
 from marey.metrics.ava_explain import explain
 from marey.metrics.ava_tables import Rows, write_results
+from marey.models import DETECTORS
 from marey.models.fold import folded
 from marey.recipes.schema import BoxRecipe
 from marey.training.distributed import gather, launch
@@ -129,9 +131,13 @@ def windows(
 ) -> Tensor:
     """Windows of the split's bank, as long as the network's: float [sum of counts, S, C]."""
     assert split.bank is not None
-    options = recipe.model.options
-    size = {name: options.get(name) for name in ("window", "per_step")}
-    return split.bank.look_up(keys, counts, seed=seed, epoch=epoch, **size)
+    return split.bank.look_up(keys, counts, seed=seed, epoch=epoch, **window_size(recipe))
+
+
+def window_size(recipe: BoxRecipe) -> dict[str, int]:
+    """`window` and `per_step` of the recipe's network, or what it would have with long_term."""
+    given, usual = recipe.model.options, signature(DETECTORS[recipe.model.name]).parameters
+    return {name: int(given.get(name, usual[name].default)) for name in ("window", "per_step")}
 
 
 def found_rows(recipe: BoxRecipe, seen: Sequence[Seen]) -> Rows:
@@ -167,6 +173,8 @@ def results(
         },
         "metrics": {} if measured is None else {"map": None if np.isnan(measured.map) else measured.map},
         "expected": msgspec.to_builtins(recipe.published),
+        "unit": "key frames",
+        "counted": "persons",
         "listed": len(split.frames),
         "evaluated": len(scored.seen),
         "failed": [failure._asdict() for failure in scored.failed],
@@ -180,8 +188,14 @@ def results(
 
 
 def _per_class(measured: FrameMap) -> Iterator[dict[str, Any]]:
-    for name, ap, truths in zip(measured.names, measured.ap, measured.truths, strict=True):
-        yield {"class": name, "count": int(truths), "ap": None if np.isnan(ap) else float(ap)}
+    columns = (measured.actions.tolist(), measured.names, measured.ap, measured.truths)
+    for label, name, ap, truths in zip(*columns, strict=True):
+        yield {
+            "class": name,
+            "label": label,
+            "count": int(truths),
+            "ap": None if np.isnan(ap) else float(ap),
+        }
 
 
 def test_boxes(
@@ -218,7 +232,7 @@ def test_boxes(
             fabric=fabric,
             progress=Progress("testing", quiet=not fabric.is_global_zero),
         )
-    check_complete(scored.failed, len(split.frames), recipe.data.max_bad_test)
+    check_complete(scored.failed, len(split.frames), recipe.data.max_bad_test, "key frames")
     found, rows = results(
         recipe,
         scored,

@@ -60,6 +60,12 @@ CURVES = (
         True,
     ),
     ("Training, batch by batch", "share", {"gap": "GAP", "hit1": "Hit@1", "perr": "PERR"}, True),
+    (
+        "Actions of the boxes, batch by batch",
+        "share",
+        {"recall": "recall", "precision": "precision", "recall_top3": "recall of the best 3"},
+        True,
+    ),
     ("Learning rate", "rate", {"lr": "learning rate"}, False),
     ("Waiting for data", "share of time", {"data_share": "waiting"}, True),
     ("Throughput", "samples per second", {"clips_per_second": "training"}, False),

@@ -43,14 +43,14 @@ def read_folder(folder: Path) -> Contents:
         return otherwise
 
     results = read("results.json", _json)
-    tags = (results or {}).get("unit") == "videos"  # then scores are nowhere kept
+    alone = (results or {}).get("unit") in ("videos", "key frames")  # then scores are not kept there
     return Contents(
         folder=folder,
         recipe=read("recipe.json", _json),
         metrics=read("metrics.csv", _columns, {}),
         environment=read("environment.json", _json),
         results=results,
-        scores=None if tags else read("scores.parquet", read_scores),
+        scores=None if alone else read("scores.parquet", read_scores),
         log=read("log.txt", _text_lines, []),
         missing=missing,
     )

@@ -136,19 +136,25 @@ def classes(contents: Contents) -> str:
     values = [row[measure] if row["count"] and row[measure] is not None else math.nan for row in rows]
     order = sorted(range(len(rows)), key=lambda label: (math.isnan(values[label]), values[label], label))
     cells = [
-        (words(rows[i]["class"]), markup.count(i), markup.count(rows[i]["count"]), share(values[i], bar=True))
+        (
+            words(rows[i]["class"]),
+            markup.count(rows[i].get("label", i)),
+            markup.count(rows[i]["count"]),
+            share(values[i], bar=True),
+        )
         for i in order
     ]
     name = "average precision" if measure == "ap" else "accuracy"
     unseen = sum(map(math.isnan, values))
+    counted = (contents.results or {}).get("counted") or _unit(contents.results or {})
     body = table(
         f"{len(rows)} classes, weakest first",
-        ("class", "label", _unit(contents.results or {}), name),
+        ("class", "label", counted, name),
         cells,
         sortable=True,
         tall=len(rows) > 16,
     )
-    told = f"{unseen} classes have no {_unit(contents.results or {})} here; they count in no mean."
+    told = f"{unseen} classes have no {counted} here; they count in no mean."
     return body + (note(told) if unseen else "")
 
 

@@ -58,16 +58,28 @@ def open_keys(recipe: BoxRecipe, *, training: bool) -> KeyLists:
         there = "test" if data.test != KeySplit() else "val"
         return KeyLists(None, None, open_split(recipe, there, actions), actions)
     val = None if data.val == KeySplit() else open_split(recipe, "val", actions)
-    return KeyLists(open_split(recipe, "train", actions), val, None, actions)
+    return KeyLists(open_split(recipe, "train", actions, training=True), val, None, actions)
 
 
-def open_split(recipe: BoxRecipe, name: str, actions: Mapping[int, str] | None = None) -> Split:
-    """One split, "train", "val" or "test", of a recipe. Raises as `open_keys`."""
+def open_split(
+    recipe: BoxRecipe,
+    name: str,
+    actions: Mapping[int, str] | None = None,
+    *,
+    training: bool = False,
+    banked: bool = True,
+    annotated: bool = True,
+) -> Split:
+    """One split, "train", "val" or "test", of a recipe. Raises as `open_keys`.
+
+    training   as a training needs it: without excluded key frames and those without a person
+    banked     open its bank, too, where the network takes one
+    annotated  key frames are those of the annotation, where there is one; else those that proposals name
+    """
     data, split = recipe.data, getattr(recipe.data, name)
-    training = name == "train"
-    needed = {"media": split.media, "annotation" if training else "proposals": None}
-    needed["annotation" if training else "proposals"] = split.annotation if training else split.proposals
-    if recipe.model.options.get("long_term"):
+    needed = {"media": split.media}
+    needed |= {"annotation": split.annotation} if training else {"proposals": split.proposals}
+    if banked and recipe.model.options.get("long_term"):
         needed["bank"] = split.bank
     missing = [f"data.{name}.{key}" for key, value in needed.items() if value is None]
     if missing:
@@ -76,7 +88,7 @@ def open_split(recipe: BoxRecipe, name: str, actions: Mapping[int, str] | None =
     excluded = frozenset() if split.excluded is None else read_exclusions(split.excluded)
     count, custom = _classes(recipe, actions), data.actions or None
     truth = None if split.annotation is None else read_rows(split.annotation, "annotation")
-    if truth is not None:
+    if truth is not None and annotated:
         frames = ava_set(
             truth,
             proposals=proposals,

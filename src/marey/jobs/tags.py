@@ -140,13 +140,13 @@ def _joined(metrics: TaggingMetrics, fabric: Fabric) -> TaggingMetrics:
     return whole
 
 
-def check_complete(failed: Sequence[Failure], listed: int, allowed: float) -> None:
-    """Refuse numbers that were measured on part of the records only. Raises DataError INCOMPLETE."""
+def check_complete(failed: Sequence[Failure], listed: int, allowed: float, what: str = "records") -> None:
+    """Refuse what was measured on a part of them only. Raises DataError INCOMPLETE."""
     if len(failed) > allowed * listed:
         first = "; ".join(f"{one.path}: {one.code}" for one in failed[:3])
         raise DataError(
             "INCOMPLETE",
-            f"{len(failed)} of {listed} records cannot be read ({first}); mend or remove them, or allow a "
+            f"{len(failed)} of {listed} {what} cannot be read ({first}); mend or remove them, or allow a "
             f"share with data.max_bad_test={len(failed) / listed:.3g}",
         )
 

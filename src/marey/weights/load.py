@@ -67,7 +67,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str] | Mapping[str,
     network its tensor, in the same shape; only the classifier may be absent, or of another class count, and
     then stays as it is (`report.head == "fresh"`). A 2D ImageNet file also leaves non-local blocks as they
     are; into 3D networks it is inflated. Of a recognizer's file a detector takes the trunk: its classifier
-    and its long-term operator stay as they are. On any error the network is unchanged.
+    and its long-term operator stay as they are; so does a detector with a long-term operator of one without.
+    On any error the network is unchanged.
 
     Raises WeightsError: WEIGHTS_LAYOUT, WEIGHTS_MISMATCH, WEIGHTS_NOT_FINITE, and those of `read_weights`.
     """
@@ -135,13 +136,9 @@ def of_boxes(found: Match) -> bool | None:
     return None if found.layout is None else found.marks.get(HEAD[0]) == "boxes"
 
 
-def trunk_alone(found: Match) -> Match:
-    """A recognizer's tensors as a detector takes them: without the classifier."""
-    out = {
-        found.filled[name]: "it classifies whole clips, the network boxes"
-        for name in HEAD
-        if name in found.filled
-    }
+def trunk_alone(found: Match, why: str = "it classifies whole clips, the network boxes") -> Match:
+    """A recognizer's tensors as a detector takes them, or a baseline's with a bank: but the classifier."""
+    out = {found.filled[name]: why for name in HEAD if name in found.filled}
     filled = {ours: theirs for ours, theirs in found.filled.items() if theirs not in out}
     return found._replace(filled=filled, left_out={**found.left_out, **out})
 
@@ -151,6 +148,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
     own, layout = model.state_dict(), found.layout
     if isinstance(model, Detector) and of_boxes(found) is False:
         found = trunk_alone(found)
+    elif isinstance(model, Detector) and _of_baseline(model, tensors, found):
+        found = trunk_alone(found, "it classifies boxes alone, the network with a bank")
     elif not isinstance(model, Detector) and of_boxes(found):
         raise WeightsError(
             "WEIGHTS_MISMATCH",
@@ -173,6 +172,12 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], found: Match) -> LoadR
     fresh = tuple(sorted(own.keys() - values.keys()))
     head: Literal["loaded", "fresh"] = "fresh" if HEAD[0] in fresh else "loaded"
     return LoadReport(source, len(values), left_out, head, fresh, resized)
+
+
+def _of_baseline(model: Detector, tensors: Mapping[str, Tensor], found: Match) -> bool:
+    """Whether the network takes a bank and the file's classifier does not."""
+    head = tensors.get(found.filled.get(HEAD[0], ""))
+    return model.long_term is not None and head is not None and head.shape[1:] == (model.box_channels,)
 
 
 def _fit(
