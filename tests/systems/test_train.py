@@ -389,7 +389,7 @@ def test_several_labels_are_trained_and_measured(shapes, tiny, tmp_path):
     trained = marey.train("demo.moving_shapes", several | {"training.epochs": 1}, out=tmp_path)
     assert 0 < trained.metrics["map"] <= 1
     found = marey.test(trained.run / "recipe.json", trained.checkpoint, {"data.test": str(file)})
-    assert set(found["metrics"]) == {"map", "mmit_map", "loss"}
+    assert set(found["metrics"]) == {"map", "mmit_map", "top1", "top5", "loss"}
     assert found["metrics"]["map"] == pytest.approx(trained.metrics["map"], abs=1e-6)
     (seen,) = marey.predict(trained.checkpoint, lines and f"{folder}/{lines[0].split(',')[0]}", top=6)
     assert abs(sum(c.score for c in seen.classes) - 1) > 1e-3, "each class has a probability of its own"

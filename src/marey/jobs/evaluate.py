@@ -32,7 +32,12 @@ from marey.metrics.mean_ap import (
     mean_average_precision,
     mmit_mean_average_precision,
 )
-from marey.metrics.topk import confusion_matrix, mean_class_accuracy, top_k_accuracy
+from marey.metrics.topk import (
+    confusion_matrix,
+    mean_class_accuracy,
+    multi_label_top_k_accuracy,
+    top_k_accuracy,
+)
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import AnyRecipe, BoxRecipe, Recipe, TagRecipe, clip_recipe
@@ -124,6 +129,8 @@ def measure(
             "metrics": {
                 "map": mean_average_precision(scores, targets),
                 "mmit_map": mmit_mean_average_precision(scores, targets),
+                "top1": multi_label_top_k_accuracy(scores, targets, 1),
+                "top5": multi_label_top_k_accuracy(scores, targets, 5),
                 "loss": _binary_loss(scores, targets, average, sigmoids=sigmoids),
             },
             "per_class": {"count": targets.sum(0), "ap": average_precision(scores, targets)},
@@ -222,7 +229,8 @@ def write_scores(path: Path, scored: Scored, clips: ClipList) -> None:
 
 def check_metrics(names: Sequence[str], multi_label: bool, average: str) -> None:
     """Refuse metrics that the test will not have: UsageError UNKNOWN_METRIC with the nearest name."""
-    known = ("map", "mmit_map", "loss") if multi_label else ("top1", "top5", "mean_class", "loss")
+    several = ("map", "mmit_map", "top1", "top5", "loss")
+    known = several if multi_label else ("top1", "top5", "mean_class", "loss")
     for name in names:
         if name not in known or average == "none":
             raise unknown("metric", name, () if average == "none" else known, code="UNKNOWN_METRIC")
