@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import marey
+from marey.data.lists import Entry
 from marey.data.workers import Pool
 from marey.errors import UsageError, WeightsError
 from marey.jobs.distillation import Distillation, as_fed
+from marey.jobs.evaluate import Scored, measure
 from marey.jobs.recognition import Examples
 from marey.jobs.runs import Run
 from marey.recipes.catalog import load_recipe
@@ -285,3 +287,15 @@ def test_kept_answers_are_those_of_the_teacher_to_half_precision(places, teacher
     for wrong in ({"feature_mse": 1.0}, {"statistics": "batch"}, {"drop_path": True}, {"views": 0}):
         with pytest.raises(UsageError, match="distill"):
             pair(places, teacher, cache="said", **wrong)
+
+
+def test_classes_that_share_a_softmax_are_scored_by_it():
+    """Two labels each, logits averaged: the loss is of probabilities that sum to one, mAP as ever."""
+    clips = [Entry("a", (0, 1)), Entry("b", (0, 1))]
+    logits = np.log(np.array([[0.6, 0.2, 0.1, 0.05, 0.03, 0.02]] * 2))
+    scored = Scored([0, 1], list(logits), [])
+    found = [measure(scored, clips, 6, True, "score", sigmoids=s)["metrics"] for s in (False, True)]
+    right = np.where([1, 1, 0, 0, 0, 0], np.exp(logits[0]), 1 - np.exp(logits[0]))
+    assert found[0]["loss"] == pytest.approx(-np.log(right).mean(), rel=1e-6)
+    assert found[1]["loss"] != pytest.approx(found[0]["loss"], rel=1e-2)
+    assert found[0]["map"] == found[1]["map"] == 1
