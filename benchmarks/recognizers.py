@@ -36,7 +36,7 @@ from marey.weights.load import load_weights
 
 CPU = torch.device("cpu")
 OURS = "Marey"
-TOLERANCE = 1e-4
+TOLERANCE, STEP_TOLERANCE = 1e-4, 1e-3  # gradients through batch norms of one clip carry rounding further
 PEERS = ("mmaction2", "pytorchvideo", "pyslowfast")
 SHARES = {"p", "drop_prob", "rate"}  # what classes call the share that they drop in training
 Pass = Callable[[Tensor], Tensor]
@@ -232,7 +232,7 @@ def measure(
     for who, network, clip in ready:
         found = outcome(network, clip)
         differences[who] = max(relative_difference(g, w) for g, w in zip(found, wanted, strict=True))
-        if not differences[who] <= TOLERANCE:
+        if not differences[who] <= (STEP_TOLERANCE if train else TOLERANCE):
             sys.exit(f"{case.title}: {who} gives other outputs, not measured: {differences[who]:.1e}")
         del found
         with peak_memory(CPU) as peak:
