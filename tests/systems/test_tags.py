@@ -214,7 +214,7 @@ def test_gradients_may_be_clipped_one_by_one_and_rates_fall_by_samples(small, tm
     assert rates == pytest.approx([0.02 * 0.5 ** (32 * step // 200) for step in range(15)])
 
 
-def test_another_optimiser_stands_in_the_recipe_not_in_the_code(small):
+def test_rates_follow_the_recipe(small):
     work = task(small)
     assert work.rate(0, 0, 15) < work.rate(2, 0, 15), "a warm-up"
 
