@@ -35,13 +35,13 @@ RELEASES: dict[str, Release] = (
     | csn.RELEASES
     | mvit.RELEASES
     | r2plus1d.RELEASES
-    | reskd.RELEASES
     | slowfast.RELEASES
     | slowonly.RELEASES
     | swin.RELEASES
     | tsm.RELEASES
     | tsn.RELEASES
     | uniformer.RELEASES
+    | reskd.RELEASES  # last: one of its configurations has the name of one of MMAction2's
 )
 IMAGENET_FILES = (  # IMAGENET1K_V1 and V2 of torchvision
     "resnet50-0676ba61",
