@@ -281,7 +281,7 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def about(threads: int, *, train: bool) -> list[str]:
+def about(what: str, threads: int, *, train: bool) -> list[str]:
     from importlib.metadata import version
 
     found = environment()
@@ -289,7 +289,7 @@ def about(threads: int, *, train: bool) -> list[str]:
     device, packages = found["devices"][0], found["packages"]
     peers = ", ".join(f"{name} {version(name)}" for name in PEERS)
     return [
-        f"# Recognizers, {date.today()}, {threads} threads",
+        f"# {what.capitalize()}, {date.today()}, {threads} threads",
         "",
         f"Commit {revision.stdout.strip()}, {device['model']}, {threads} threads, torch {packages['torch']}, "
         f"torchvision {packages['torchvision']}, {peers}, float32, batch 1, "
@@ -318,7 +318,7 @@ def main(cases: list[Case] = CASES, what: str = "recognizers", about_it: str | N
     if not chosen:
         sys.exit(f"--case {given.case}: there are {', '.join(case.title for case in cases)}")
     product = gemm("32", CPU)
-    text, rates, started = about(given.threads, train=given.train), [], time.monotonic()
+    text, rates, started = about(what, given.threads, train=given.train), [], time.monotonic()
     table = [_row(*HEAD), _row(*["---"] * len(HEAD))]
     for case in chosen:
         found, some = measure(case, given.rounds, product, train=given.train)
