@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from marey.cli import bank, data, report, run, scores, weights
+from marey.cli import adapt, bank, data, report, run, scores, weights
 from marey.errors import MareyError
 
 app = typer.Typer(name="marey", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -26,6 +26,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(report.app, name="report")
 app.add_typer(bank.app, name="bank")
 app.add_typer(scores.app, name="pseudo-label")
+app.add_typer(adapt.app, name="adapt")
 
 
 @app.callback()

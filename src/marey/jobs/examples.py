@@ -82,8 +82,17 @@ def worth_a_look(scores: Scores, probability: Floats, count: int = 6) -> dict[st
 def strip(path: str, template: str | None = None) -> bytes:
     """A JPEG of four frames from the middles of a clip's quarters, side by side. Raises MediaError."""
     with read_video(path, template=template if Path(path).is_dir() else None, limits=LIMITS) as video:
-        indices = [int((i + 0.5) * len(video) / FRAMES) for i in range(FRAMES)]
-        frames = video.frames(indices).numpy()
+        frames = video.frames(middles(len(video))).numpy()
+    return jpeg_strip(frames)
+
+
+def middles(length: int) -> list[int]:
+    """Frames from the middles of a video's quarters."""
+    return [int((i + 0.5) * length / FRAMES) for i in range(FRAMES)]
+
+
+def jpeg_strip(frames: npt.NDArray[np.uint8]) -> bytes:
+    """Frames [N, H, W, 3] as one JPEG, small and side by side."""
     return _jpeg([_small(frame) for frame in frames])
 
 

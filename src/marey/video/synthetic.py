@@ -125,6 +125,29 @@ def moving_shape(
     return picture.clip(0, 255).astype(np.uint8)
 
 
+def darken(
+    clip: Pixels,
+    *,
+    generator: np.random.Generator,
+    exposure: float = 0.05,
+    colour: Sequence[float] = (1.0, 0.8, 0.55),
+    electrons: float = 400.0,
+    noise: float = 2.0,
+) -> Pixels:
+    """A clip as a camera would have taken it in the dark: uint8 [frames, height, width, 3] -> the same.
+
+    exposure   share of the light that is left
+    colour     of that light, per channel: a lamp has little blue
+    electrons  that a white pixel made in daylight; the fewer, the coarser the shot noise (Poisson)
+    noise      of reading the sensor, in electrons, standard deviation
+    Levels are taken for light by the power 2.2, and the sum goes back to 8 bits the same way.
+    """
+    light = (clip.astype(np.float32) / 255) ** 2.2 * np.asarray(colour, np.float32) * exposure
+    counted = generator.poisson(light * electrons) + generator.normal(0, noise, clip.shape)
+    levels = np.clip(counted / electrons, 0, 1) ** (1 / 2.2) * 255
+    return np.rint(levels).astype(np.uint8)
+
+
 def render_numbered(
     path: str | PathLike[str],
     *,
