@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from marey.cli.boxes import predict_films
 from marey.cli.parts import SOME_FAILED, Json, Overrides, beside, rows, seconds
 from marey.cli.tags import predict_tags
 from marey.errors import UsageError
@@ -47,7 +48,10 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write .jsonl, .csv or .parquet.")] = None,
     template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Records: only tags that are at least so probable.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Records, persons: only tags or actions that are at least so probable."
+        ),
     ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Records: names of the tags, such as YouTube-8M's vocabulary.csv.")
@@ -55,12 +59,33 @@ def predict(
     submission: Annotated[
         bool, typer.Option("--submission", help="Records: write --out as the YouTube-8M challenge takes it.")
     ] = False,
+    proposals: Annotated[
+        Path | None,
+        typer.Option(help="Persons: their boxes, .csv, .json, .parquet or .pkl, by film and second."),
+    ] = None,
+    person_detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Persons: torchvision's detector by name, or its file; default: fasterrcnn_resnet50_fpn."
+        ),
+    ] = None,
+    person_threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Persons: boxes count from this score; default: as trained."),
+    ] = None,
+    bank_checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Persons: the baseline, file or release, that made the detector's bank."),
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Persons: write the film again with boxes and actions.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What is seen in videos: one line of classes each, or a timeline; tags of records of frame features."""
+    """What is seen in videos: classes of each, a timeline, or what persons do; tags of frame features."""
     from marey.jobs.output import write_predictions
     from marey.jobs.predict import predict as run
     from marey.jobs.setup_features import takes_features
@@ -69,13 +94,45 @@ def predict(
     if (checkpoint is None) == (model is None):
         raise UsageError("NO_MODEL", "give either --checkpoint FILE or --model RELEASE")
     network = open_model(checkpoint or str(model))
-    tagger = takes_features(network)
-    for_clips: dict[str, Any] = {"every": every, "span": span, "template": template}
-    for_records = {"threshold": threshold, "classes": classes, "submission": submission or None}
-    for name, value in (for_clips if tagger else for_records).items():
+    tagger, detector = takes_features(network), hasattr(network, "box_features")
+    for_films: dict[str, Any] = {
+        "proposals": proposals,
+        "person_detector": person_detector,
+        "person_threshold": person_threshold,
+        "bank_checkpoint": bank_checkpoint,
+        "video": video,
+    }
+    for_records = {"classes": classes, "submission": submission or None}
+    without = for_records | for_films | {"threshold": threshold}
+    if tagger:
+        without = {"every": every, "span": span, "template": template, **for_films}
+    elif detector:
+        without = {"span": span, **for_records}
+    for name, value in without.items():
         if value is not None:
-            takes = "features of frames" if tagger else "clips"
-            raise UsageError("USAGE", f"--{name} has no meaning here: the network takes {takes}")
+            takes = "features of frames" if tagger else "boxes of persons" if detector else "clips"
+            option = name.replace("_", "-")
+            raise UsageError("USAGE", f"--{option} has no meaning here: the network takes {takes}")
+    if detector:
+        if proposals is not None and person_detector is not None:
+            raise UsageError("USAGE", "give either --proposals or --person-detector")
+        predict_films(
+            network,
+            sources,
+            out=out,
+            video=video,
+            threshold=threshold,
+            as_json=as_json,
+            proposals=proposals,
+            person_detector=person_detector,
+            bank_model=bank_checkpoint,
+            person_threshold=person_threshold,
+            top=top or 5,
+            every=seconds(every),
+            template=template,
+            device=device,
+        )
+        return
     if tagger:
         predict_tags(
             network,

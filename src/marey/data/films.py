@@ -126,7 +126,7 @@ def render_films(
     *,
     train: int = 24,
     val: int = 12,
-    seconds: int = 40,
+    seconds: int = 36,
     size: tuple[int, int] = (96, 64),
     persons: tuple[int, int] = (1, 3),
     gap: int = 10,
@@ -135,7 +135,8 @@ def render_films(
     """Render films, their annotations, proposals and label map; the same bytes for the same arguments.
 
     train, val  films of each split, an even number: they come in pairs
-    seconds     how long each is; the card is shown for 3 s within the first 8, the boards for the last third
+    seconds     how long each is; the card is shown for 3 s in its first quarter, the boards for the last third,
+                so that in 36 s all of it lies within 30 s
     size        (width, height) in pixels
     persons     fewest and most in a film
     gap         seconds at least from the card to the boards
@@ -143,10 +144,10 @@ def render_films(
     Proposals are the persons' boxes, moved a little, and boxes of nobody whose scores are below 0.9. Raises
     UsageError BAD_VALUE for what cannot be.
     """
-    start = 2 * seconds // 3
+    latest = seconds // 9 + 5
     if train < 0 or val < 0 or train % 2 or val % 2 or not 1 <= persons[0] <= persons[1] <= 4:
         raise UsageError("BAD_VALUE", "films come in pairs, with 1 to 4 persons")
-    if start - 8 < gap:
+    if 2 * seconds // 3 - latest < gap:
         raise UsageError("BAD_VALUE", f"films of {seconds} s leave less than {gap} s between card and boards")
     folder = Path(folder)
     splits = []
@@ -200,7 +201,7 @@ def _film(
     rng: np.random.Generator, card: int, seconds: int, size: tuple[int, int], persons: tuple[int, int]
 ) -> Film:
     count = int(rng.integers(persons[0], persons[1] + 1))
-    shown = int(rng.integers(1, 6))
+    shown = seconds // 9 + int(rng.integers(3))
     slots = (np.arange(count) + 0.5) / count
     places = np.stack(
         [

@@ -77,6 +77,10 @@ def predict(
         raise UsageError(
             "NO_CLIPS", "the network takes features of frames; marey.jobs.tags.tag_records gives their tags"
         )
+    if hasattr(opened, "box_features"):
+        raise UsageError(
+            "NO_CLIPS", "the network takes boxes of persons; marey.jobs.predict_boxes.predict_boxes runs it"
+        )
     network: Any = folded(opened).to(place)
     data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
     several, labels = data.get("multi_label") and data.get("labels", "each") == "each", network.class_names

@@ -57,8 +57,9 @@ def open_keys(recipe: BoxRecipe, *, training: bool) -> KeyLists:
     if not training:
         there = "test" if data.test != KeySplit() else "val"
         return KeyLists(None, None, open_split(recipe, there, actions), actions)
+    train = open_split(recipe, "train", actions, training=True)
     val = None if data.val == KeySplit() else open_split(recipe, "val", actions)
-    return KeyLists(open_split(recipe, "train", actions, training=True), val, None, actions)
+    return KeyLists(train, val, None, actions)
 
 
 def open_split(

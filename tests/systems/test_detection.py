@@ -1,0 +1,392 @@
+"""From films with boxes to actions: baseline, bank, a detector that remembers; killed, continued, refused."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import marey
+from marey.data.ava import ava_set
+from marey.data.bank import Bank
+from marey.data.films import ANSWER, NAMES, SHOW, STAND, render_films
+from marey.data.proposals import Proposals, read_proposals, recall, write_proposals
+from marey.errors import DataError, MareyError, UsageError
+from marey.jobs.bank import check_bank, model_hash
+from marey.jobs.bank_build import build_bank
+from marey.metrics.ava import frame_map
+from marey.metrics.ava_tables import read_label_map, read_rows
+from marey.weights.create import open_model
+
+from .conftest import arguments, only_run
+from .conftest import marey as command
+
+TINY = {
+    "model.options.width": 4,
+    "clips.frames": 2,
+    "clips.interval": 4,
+    "clips.short_side": 32,
+    "clips.train_short_side": [32, 36],
+    "clips.crop": 32,
+    "training.epochs": 2,
+    "training.batch": 8,
+    "training.reference_batch": 8,
+    "training.log_every": 2,
+    "data.workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Two pairs of films to train on and one to validate on, 18 s long."""
+    folder = tmp_path_factory.mktemp("films")
+    return render_films(folder, train=4, val=2, seconds=18, size=(48, 32), persons=(2, 2), gap=4)
+
+
+@pytest.fixture(scope="module")
+def tiny(films):
+    """Overrides that make `own_boxes` tiny and point it at the films.."""
+    return TINY | films.overrides()
+
+
+@pytest.fixture(scope="module")
+def baseline(tiny, tmp_path_factory):
+    """A trained baseline."""
+    return marey.train("own_boxes", tiny, out=tmp_path_factory.mktemp("runs"), validate=True)
+
+
+@pytest.fixture(scope="module")
+def bank(baseline, tmp_path_factory):
+    """The bank of both splits."""
+    folder = tmp_path_factory.mktemp("banks") / "bank"
+    for split in ("train", "val"):
+        build_bank(baseline.run / "recipe.json", baseline.checkpoint, folder, split=split, quiet=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def remembering(tiny, bank):
+    """Overrides of a detector that takes windows of the bank."""
+    return tiny | {
+        "model.options": {"width": 4, "long_term": "nl", "latent": 16},
+        "data.train.bank": str(bank),
+        "data.val.bank": str(bank),
+    }
+
+
+def same_weights(one, other) -> bool:
+    first, second = load_file(one), load_file(other)
+    return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def kill_when(words, there, signal_=signal.SIGKILL, wait=120):
+    """Run the command line, send a signal once `there()` is true, and return the exit code."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "marey", *map(str, words)],
+        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + wait
+    while process.poll() is None and not there() and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal_)
+    return process.wait(60)
+
+
+# Films ------------------------------------------------------------------------------------------------
+
+
+def test_the_two_films_of_a_pair_differ_while_a_card_is_shown_and_look_the_same_later(films):
+    rows = read_rows(films.train.annotation, "annotation")
+    first, second = (marey.read_video(films.train.media / f"train00{number}.mp4") for number in (0, 1))
+    one, other = (video.frames(range(len(video))).int() for video in (first, second))
+    apart = (one - other).abs().flatten(1).max(1).values.numpy()
+    frames = ava_set(rows, num_classes=6)
+    pair = [[f for f in frames if f.video == f"train00{number}"] for number in (0, 1)]
+    told = 0
+    for left, right in zip(*pair, strict=True):
+        assert np.array_equal(left.boxes, right.boxes)
+        acts, others = (set(np.nonzero(f.labels)[1].tolist()) for f in (left, right))
+        centre = round(left.second * 8)
+        around = apart[centre - 3 : centre + 4].max()
+        if SHOW in acts:
+            assert SHOW + 1 in others
+            assert around > 100
+        elif ANSWER in acts:
+            assert others == {ANSWER + 1}
+            assert around == 0  # nothing of the moment tells which it is
+            told += 1
+        else:
+            assert acts == others == {STAND}
+    assert told >= 4
+
+
+def test_proposals_stand_for_all_persons_and_distractors_score_low(films):
+    rows = read_rows(films.val.annotation, "annotation")
+    found = read_proposals(films.val.proposals)
+    true = {frame.key: frame.boxes for frame in ava_set(rows, num_classes=6)}
+    assert recall(true, found, iou=0.9) > 0.9
+    persons = sum(len(found.select(key)[0]) for key in true)
+    assert persons == sum(map(len, true.values()))
+    assert len(found.boxes) > persons  # others are there, below the threshold
+    assert read_label_map(films.label_map) == dict(enumerate(NAMES, start=1))
+
+
+def test_films_that_cannot_be_are_refused(tmp_path):
+    for words, what in (
+        ({"train": 3}, "pairs"),
+        ({"seconds": 15}, "less than"),
+        ({"persons": (0, 1)}, "1 to 4"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            render_films(tmp_path, **words)
+
+
+# Training and testing ---------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_curves_results_and_a_report(baseline, films):
+    rows = list(csv.DictReader((baseline.run / "metrics.csv").open()))
+    logged = [row for row in rows if row["loss"]]
+    assert logged
+    for name in ("recall", "precision", "recall_top3", "precision_top3"):
+        assert all(0 <= float(row[name]) <= 1 for row in logged)
+    assert [row["epoch"] for row in rows if row["val_map"]] == ["1", "2"]
+    results = json.loads((baseline.run / "results.json").read_text())
+    assert results["metrics"]["map"] == pytest.approx(baseline.metrics["map"])
+    assert results["evaluated"] == results["listed"] == 2 * 16
+    assert results["classes"] == ["no action", *NAMES]
+    assert [row["label"] for row in results["per_class"]] == [1, 2, 3, 4, 5]
+    report = (baseline.run / "report.html").read_text()
+    for text in ("Best validation mAP", "32 of 32", "key frames of the list", "average precision", "persons",
+                 "answer green", "Actions of the boxes"):  # fmt: skip
+        assert text in report
+    assert "Not here" not in report
+    truth = read_rows(films.val.annotation, "annotation")
+    again = frame_map(
+        truth, read_rows(baseline.run / "results.csv", "result"), names=dict(enumerate(NAMES, start=1))
+    )
+    assert again.map == pytest.approx(baseline.metrics["map"], abs=2e-3)  # scores with six decimals
+
+
+def test_the_checkpoint_scores_what_it_scored_and_needs_nothing_else(baseline, tiny, tmp_path):
+    alone = shutil.copy(baseline.checkpoint, tmp_path / "elsewhere.safetensors")
+    found = marey.test("own_boxes", alone, tiny, out=tmp_path / "results.json")
+    assert found["metrics"]["map"] == pytest.approx(baseline.metrics["map"], abs=1e-6)
+    assert (tmp_path / "results.csv").exists()
+    model = open_model(alone)
+    assert model.class_names == ("no action", *NAMES)
+    assert model.preprocess.sampling == "key"
+    with pytest.raises(UsageError, match="metric"):
+        marey.test("own_boxes", alone, tiny, metrics=["top1"])
+
+
+def test_what_a_recipe_lacks_is_named(tiny, films):
+    for key, name in (
+        ("data.train.annotation", "data.train.annotation"),
+        ("data.val.proposals", "data.val.proposals"),
+    ):
+        with pytest.raises(UsageError, match=name) as told:
+            marey.train("own_boxes", tiny | {key: None}, validate=True)
+        assert told.value.code == "NO_DATA"
+    with pytest.raises(UsageError, match=r"data\.train\.bank"):
+        marey.train("own_boxes", tiny | {"model.options.long_term": "max"})
+
+
+def test_a_killed_training_with_a_bank_ends_with_the_same_bits(remembering, tmp_path):
+    words = ["train", "own_boxes", *arguments(remembering | {"training.save_minutes": 0}), "--deterministic"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert command(*words, "--out", whole).returncode == 0
+    metrics = broken / "ava.own_boxes" / "1" / "metrics.csv"
+
+    def begun():
+        return metrics.exists() and len(metrics.read_text().splitlines()) >= 4
+
+    assert kill_when([*words, "--out", broken], begun) == -signal.SIGKILL
+    steps = [int(row["step"]) for row in csv.DictReader(metrics.open())]
+    assert 0 < max(steps) < 16
+    continued = command(*words, "--out", broken, "--resume")
+    assert continued.returncode == 0, continued.stderr
+    assert "continues at epoch" in continued.stderr
+    one, other = only_run(whole), only_run(broken)
+    for name in ("last", "best"):
+        path = f"checkpoints/{name}.safetensors"
+        assert same_weights(one / path, other / path)
+    assert (one / "results.csv").read_text() == (other / "results.csv").read_text()
+    card = json.loads((one / "recipe.json").read_text())
+    assert len(card["data"]["bank_weights"]) == 64
+
+
+def test_a_window_of_the_bank_reaches_the_network(remembering, bank, baseline, tmp_path):
+    trained = marey.train("own_boxes", remembering | {"training.epochs": 1}, out=tmp_path, validate=True)
+    recipe = trained.run / "recipe.json"
+    before = marey.test(recipe, trained.checkpoint)
+    assert before["metrics"]["map"] == pytest.approx(trained.metrics["map"], abs=1e-6)
+    assert marey.test(recipe, trained.checkpoint) | {"versions": 0} == before | {"versions": 0}
+    other = tmp_path / "other"  # the same weights' bank, of other boxes
+    for split in ("train", "val"):
+        boxes = read_proposals(getattr(read_paths(remembering), split))
+        wrong = tmp_path / f"{split}.csv"
+        write_proposals(wrong, Proposals.of({key: [[0.0, 0.0, 0.1, 0.1, 1.0]] for key in boxes.keys}))
+        build_bank(
+            baseline.run / "recipe.json", baseline.checkpoint, other,
+            {f"data.{split}.proposals": str(wrong)}, split=split, quiet=True,
+        )  # fmt: skip
+    after = marey.test(recipe, trained.checkpoint, {"data.val.bank": str(other)}, out=tmp_path / "r.json")
+    assert after["metrics"] != before["metrics"]
+
+
+def read_paths(words):
+    """The proposals of the splits among overrides."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(train=words["data.train.proposals"], val=words["data.val.proposals"])
+
+
+def test_a_bank_of_other_weights_is_refused(remembering, tiny, tmp_path, bank, baseline):
+    strange = tmp_path / "strange"
+    model = marey.create_model("slowonly_r50_det", 6, width=4)
+    from marey.weights.native import save_checkpoint
+
+    save_checkpoint(
+        tmp_path / "strange.safetensors", model, preprocess=open_model(baseline.checkpoint).preprocess,
+        class_names=("no action", *NAMES), recipe={}, metrics={},
+    )  # fmt: skip
+    build_bank(
+        baseline.run / "recipe.json", tmp_path / "strange.safetensors", strange, split="val",
+        dtype="float32", quiet=True,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="other weights") as told:  # of two splits
+        marey.train("own_boxes", remembering | {"data.val.bank": str(strange)}, out=tmp_path)
+    assert told.value.code == "BANK_MODEL"
+    trained = marey.train("own_boxes", remembering | {"training.epochs": 1}, out=tmp_path, validate=False)
+    with pytest.raises(UsageError, match="strange") as told:  # of another than it was trained with
+        marey.test(trained.run / "recipe.json", trained.checkpoint, {"data.val.bank": str(strange)})
+    assert told.value.code == "BANK_MODEL"
+    with pytest.raises(UsageError) as told:
+        marey.test("own_boxes", trained.checkpoint, remembering | {"data.val.bank": str(strange)})
+    assert told.value.code == "BANK_MODEL"
+
+
+# Bank -------------------------------------------------------------------------------------------------
+
+
+def test_a_bank_has_the_features_of_the_boxes_that_count(bank, baseline, films, tiny):
+    model = open_model(baseline.checkpoint)
+    opened = Bank(bank, model_sha256=model_hash(model))
+    assert opened.card.dtype == "float16"
+    assert len(opened.videos) == 6
+    assert opened.seconds == (1.0, 16.0)
+    frames = ava_set(
+        read_rows(films.val.annotation, "annotation"),
+        proposals=read_proposals(films.val.proposals),
+        num_classes=6,
+    )
+    frame = frames[17]
+    features, boxes, scores = opened.rows(frame.video, frame.second)
+    assert np.allclose(boxes.numpy(), frame.proposals, atol=1e-6)
+    assert np.allclose(scores.numpy(), frame.scores, atol=1e-6)
+    video = marey.read_video(films.val.media / f"{frame.video}.mp4")
+    clip = video.frames([round(frame.second * 8) - 4, round(frame.second * 8)])  # two frames, four apart
+    mean, std = (torch.tensor(v) for v in (model.preprocess.mean, model.preprocess.std))
+    clip = ((clip - mean) / std).permute(3, 0, 1, 2).unsqueeze(0)
+    with torch.inference_mode():
+        wanted = model.box_features(
+            clip, [torch.from_numpy(frame.proposals).float() * torch.tensor([48, 32, 48, 32])]
+        )
+    assert torch.allclose(features.float(), wanted, rtol=2e-3, atol=2e-3)
+    assert not check_bank(bank).problems
+
+
+def test_a_killed_build_goes_on_and_writes_the_same_files(baseline, films, tmp_path, monkeypatch):
+    monkeypatch.setattr("marey.jobs.bank_build.SHARD_ROWS", 1)  # a shard for each film
+    recipe = baseline.run / "recipe.json"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    built = build_bank(recipe, baseline.checkpoint, whole, quiet=True)
+    assert (built.made, built.kept, built.bank.shards) == (4 * 16, 0, 4)
+    child = (
+        "import sys; from marey.jobs import bank_build as b; b.SHARD_ROWS = 1; "
+        "b.build_bank(*sys.argv[1:4], quiet=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", child, str(recipe), str(baseline.checkpoint), str(broken)]
+    )
+    until = time.monotonic() + 60
+    while process.poll() is None and len(list(broken.glob("*.safetensors"))) < 2 and time.monotonic() < until:
+        time.sleep(0.005)
+    process.kill()
+    process.wait(30)
+    there = {path.name: path.stat().st_mtime_ns for path in broken.glob("*.safetensors")}
+    assert 2 <= len(there) < 4
+    again = build_bank(recipe, baseline.checkpoint, broken, quiet=True)
+    assert again.kept == 16 * len(there)
+    assert again.made == 16 * (4 - len(there))
+    for path in whole.glob("*.safetensors"):
+        assert (broken / path.name).read_bytes() == path.read_bytes()
+        assert there.get(path.name) in (None, (broken / path.name).stat().st_mtime_ns)
+    for shard in ("0/2", "1/2"):  # two processes, one folder
+        from marey.jobs.manifest import shard as part
+
+        build_bank(recipe, baseline.checkpoint, tmp_path / "parts", shard=part(shard), quiet=True)
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_a_damaged_shard_is_made_again_and_other_settings_are_refused(baseline, bank, tmp_path):
+    recipe, folder = baseline.run / "recipe.json", tmp_path / "bank"
+    shutil.copytree(bank, folder)
+    built = build_bank(recipe, baseline.checkpoint, folder, split="val", quiet=True)
+    assert built.made == 0
+    shard = next(p for p in folder.iterdir() if Bank(p).videos.keys() & {"val000"})
+    before = shard.read_bytes()
+    changed = bytearray(before)
+    changed[-3000] ^= 255  # among the features, which are by far the most of it
+    shard.write_bytes(changed)
+    if check_bank(folder).problems:
+        assert build_bank(recipe, baseline.checkpoint, folder, split="val", quiet=True).made == 32
+        assert shard.read_bytes() == before
+    else:
+        pytest.fail("the damage was not among the features")
+    for words in ({"dtype": "float32"}, {"overrides": {"data.threshold": 0.5}}):
+        with pytest.raises(DataError) as told:
+            build_bank(recipe, baseline.checkpoint, folder, split="val", quiet=True, **words)
+        assert told.value.code == "BANK_MIXED"
+
+
+def test_a_film_that_cannot_be_read_is_named_and_the_others_are_kept(baseline, films, tmp_path, monkeypatch):
+    monkeypatch.setattr("marey.jobs.bank_build.SHARD_ROWS", 1)
+    media = tmp_path / "media"
+    shutil.copytree(films.val.media, media)
+    (media / "val000.mp4").write_bytes(b"nothing")
+    recipe, given = baseline.run / "recipe.json", {"data.val.media": str(media)}
+    with pytest.raises(DataError, match=r"val000\.mp4: NOT_MEDIA") as told:
+        build_bank(recipe, baseline.checkpoint, tmp_path / "bank", given, split="val", quiet=True)
+    assert told.value.code == "INCOMPLETE"
+    assert list(Bank(tmp_path / "bank").videos) == ["val001"]
+    (media / "val000.mp4").write_bytes((films.val.media / "val000.mp4").read_bytes())
+    built = build_bank(recipe, baseline.checkpoint, tmp_path / "bank", given, split="val", quiet=True)
+    assert (built.made, built.kept) == (16, 16)
+
+
+def test_only_detectors_and_recipes_of_boxes_make_banks(baseline, tmp_path):
+    from marey.weights.native import save_checkpoint
+
+    model = marey.create_model("slowonly_r50", 4, width=4)
+    save_checkpoint(
+        tmp_path / "r.safetensors", model, preprocess=model.preprocess, class_names=tuple("abcd"), recipe={},
+        metrics={},
+    )  # fmt: skip
+    for words, code in (
+        ((baseline.run / "recipe.json", tmp_path / "r.safetensors"), "NO_BOXES"),
+        (("finetune", baseline.checkpoint), "RECIPE_KIND"),
+    ):
+        with pytest.raises(MareyError) as told:
+            build_bank(*words, tmp_path / "bank")
+        assert told.value.code == code
