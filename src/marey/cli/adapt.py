@@ -81,6 +81,7 @@ def run(
     stable: Annotated[bool, typer.Option("--stable", help="Labels must be those of the round before.")] = (
         False
     ),
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of the trainings in rounds.")] = None,
     soft: Annotated[bool, typer.Option("--soft", help="Learn probabilities instead of labels.")] = False,
     ema: Annotated[float | None, typer.Option(help="Moving average of the weights, for example 0.99.")] = (
         None
@@ -123,7 +124,7 @@ def run(
                 "source": source, "source_root": source_root, "val": val,
                 "target": target, "target_root": target_root, "truth": truth,
                 "test": test, "test_root": test_root, "rounds": rounds, "preset": preset,
-                "select": select, "norms": norms, "start": start, "soft": soft, "ema": ema,
+                "select": select, "norms": norms, "start": start, "epochs": epochs, "soft": soft, "ema": ema,
                 "calibrate": calibrate, "sharpen": sharpen, "seed": seed,
                 "filters": {"agreement": agreement, "stable": stable},
                 "views": _views(clips, crops, gamma),

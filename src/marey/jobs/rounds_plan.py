@@ -53,6 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     norms    batches of the target that batch norms are measured on; None: as each recipe says, or 50; 0: none
     views    how videos are scored
     start    where training begins in a round: at the "previous" step's weights or at the recipe's "own"
+    epochs   of the trainings from round 1 on; None: as the recipes say
     soft     learn from the ensemble's probabilities instead of labels
     ema      share of itself that the moving average of the weights keeps; it is scored. None: as recipes say
     calibrate  members' probabilities are first brought to what they are worth on `val` (temperature)
@@ -78,6 +79,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     norms: int | None = None
     views: Views = Views()
     start: Literal["previous", "own"] = "previous"
+    epochs: int | None = None
     soft: bool = False
     ema: float | None = None
     calibrate: bool = False
@@ -89,6 +91,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for text, wrong in {
             "needs at least one recipe": not self.members,
             "rounds must not be below 0": self.rounds < 0,
+            "epochs must be at least 1": self.epochs is not None and self.epochs < 1,
             "needs a policy": not self.policies,
             "an expert and a member have the same name": bool(self.members.keys() & self.experts.keys()),
             "experts need a round of labels to learn from": bool(self.experts) and not self.rounds,
@@ -172,6 +175,7 @@ def stage_recipe(
     training = replace(training, precise_bn=norms, ema=training.ema if plan.ema is None else plan.ema)
     pseudo = None
     if labels is not None:
+        training = replace(training, epochs=plan.epochs or training.epochs)
         pseudo = replace(
             base.pseudo or Pseudo(), labels=labels, root=target_root, sha256=None,
             soft=plan.soft or (base.pseudo is not None and base.pseudo.soft),
