@@ -22,6 +22,8 @@ from marey.data.proposals import Proposals, read_proposals, recall, write_propos
 from marey.errors import DataError, MareyError, UsageError
 from marey.jobs.bank import check_bank, model_hash
 from marey.jobs.bank_build import build_bank
+from marey.jobs.persons import Found
+from marey.jobs.predict_boxes import predict_boxes
 from marey.metrics.ava import frame_map
 from marey.metrics.ava_tables import read_label_map, read_rows
 from marey.weights.create import open_model
@@ -390,3 +392,121 @@ def test_only_detectors_and_recipes_of_boxes_make_banks(baseline, tmp_path):
         with pytest.raises(MareyError) as told:
             build_bank(*words, tmp_path / "bank")
         assert told.value.code == code
+
+
+# A new film -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rememberer(remembering, tmp_path_factory):
+    """A detector with a bank, trained a little."""
+    plan = remembering | {"training.epochs": 1}
+    return marey.train("own_boxes", plan, out=tmp_path_factory.mktemp("banked"), validate=True)
+
+
+def test_a_new_film_gives_what_the_test_gives(rememberer, baseline, films, bank):
+    """One command's scores equal those of the bank on disk, built and looked up beforehand (float16)."""
+    found = list(
+        predict_boxes(
+            rememberer.checkpoint, films.val.media / "val001.mp4", proposals=films.val.proposals,
+            bank_model=baseline.checkpoint, top=5, workers=0, quiet=True,
+        )
+    )  # fmt: skip
+    (film,) = found
+    assert film.code is None
+    assert not film.skipped
+    rows = read_rows(rememberer.run / "results.csv", "result")
+    tested = {}
+    for key, wide, action, score in zip(
+        rows.keys(), rows.boxes.tolist(), rows.action.tolist(), rows.extra, strict=True
+    ):
+        tested[key, tuple(round(x, 3) for x in wide), action] = score
+    compared = 0
+    for who in film.persons:
+        for action in who.actions:
+            key = (f"val001,{int(who.second):04}", tuple(round(x, 3) for x in who.box), action.label)
+            if key in tested:
+                assert action.score == pytest.approx(tested[key], abs=2e-3)
+                compared += 1
+    assert compared > 100
+    assert {who.track for who in film.persons} == {0, 1}  # two persons, who keep their numbers
+    assert {who.second for who in film.persons} == set(range(1, 17))
+
+
+def test_the_command_writes_lines_and_a_film(rememberer, baseline, films, tmp_path):
+    out, drawn_ = tmp_path / "out.jsonl", tmp_path / "out.mp4"
+    words = [
+        "predict", films.val.media / "val000.mp4", "--checkpoint", rememberer.checkpoint,
+        "--bank-checkpoint", baseline.checkpoint, "--proposals", films.val.proposals,
+        "--out", out, "--video", drawn_, "--top", "2", "--device", "cpu",
+    ]  # fmt: skip
+    done = command(*words)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == len(done.stdout.splitlines()) == 32
+    first = lines[0]
+    assert first.keys() == {"source", "second", "box", "track", "actions", "person"}
+    assert len(first["actions"]) == 2
+    assert first["actions"][0].keys() == {"label", "name", "score"}
+    with marey.read_video(drawn_) as video, marey.read_video(films.val.media / "val000.mp4") as before:
+        assert len(video) == len(before)
+
+
+def test_wrong_use_is_told(rememberer, baseline, films, tmp_path, monkeypatch):
+    monkeypatch.setenv("MAREY_OFFLINE", "1")
+    monkeypatch.setenv("MAREY_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    film, boxes = films.val.media / "val000.mp4", films.val.proposals
+    for words, code, text in (
+        ({"bank_model": baseline.checkpoint}, "WEIGHTS_OFFLINE", "put it at"),
+        ({"proposals": boxes}, "NO_BANK", "--bank-checkpoint"),
+        ({"proposals": boxes, "bank_model": rememberer.checkpoint}, "BANK_MODEL", "trained with a bank"),
+        ({"proposals": boxes, "bank_model": baseline.checkpoint, "every": 0.5}, "EVERY", "time step of 1 s"),
+    ):
+        with pytest.raises(MareyError, match=text) as told:
+            list(predict_boxes(rememberer.checkpoint, film, workers=0, quiet=True, **words))
+        assert told.value.code == code
+    with pytest.raises(UsageError, match="takes no bank"):
+        list(
+            predict_boxes(
+                baseline.checkpoint, film, proposals=boxes, bank_model=baseline.checkpoint, quiet=True
+            )
+        )
+    with pytest.raises(UsageError, match="boxes of persons") as told:
+        list(marey.predict(baseline.checkpoint, film))
+    assert told.value.code == "NO_CLIPS"
+    (tmp_path / "bad.mp4").write_bytes(b"nothing")
+    films_ = [tmp_path / "bad.mp4", films.val.media / "val001.mp4", films.train.media / "train000.mp4"]
+    bad, good, unknown = predict_boxes(baseline.checkpoint, films_, proposals=boxes, workers=0, quiet=True)
+    assert bad.code == "NOT_MEDIA"
+    assert good.code is None
+    assert unknown.code == "NO_PERSONS"
+    assert len(good.persons) == 32
+    assert json.loads(next(bad.lines()))["code"] == "NOT_MEDIA"
+    every = list(
+        predict_boxes(baseline.checkpoint, films_[1], proposals=boxes, every=0.5, workers=0, quiet=True)
+    )
+    assert len(every[0].persons) == 32  # the file says when, not the distance
+
+
+def test_a_person_detector_tells_where_persons_are(baseline, films, monkeypatch):
+    class Detector:
+        name = "fake"
+
+        def __init__(self, source, device):
+            assert source == "somewhere.pth"
+
+        def __call__(self, frames):
+            bright = [frame.float().std() > 0 for frame in frames]
+            return [Found(np.array([[0.1, 0.1, 0.5, 0.9]] * b), np.array([0.7] * b)) for b in bright]
+
+    monkeypatch.setattr("marey.jobs.predict_boxes.PersonDetector", Detector)
+    film = films.val.media / "val000.mp4"
+    (seen,) = predict_boxes(baseline.checkpoint, film, person_detector="somewhere.pth", workers=0, quiet=True)
+    assert [who.second for who in seen.persons] == list(range(18))  # the whole film
+    assert {who.track for who in seen.persons} == {0}
+    assert seen.persons[0].person == pytest.approx(0.7)
+    halves = predict_boxes(
+        baseline.checkpoint, film, person_detector="somewhere.pth", every=0.5, workers=0, quiet=True
+    )
+    assert len(next(iter(halves)).persons) == 36

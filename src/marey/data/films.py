@@ -28,6 +28,8 @@ NAMES = ("stand", "show red", "show green", "answer red", "answer green")
 CARDS = ((225, 40, 40), (40, 190, 60))
 BOARD = (245, 245, 245)
 FPS = 8.0
+# each second is coded for itself and with the same steps, so that what was before leaves no trace in it
+ALONE = {"g": f"{FPS:g}", "sc_threshold": "0", "crf": "-1", "qp": "18"}
 KEY_FRAMES = KeyFrames(fps=FPS, start=0.0, step=1.0)
 
 Floats = NDArray[np.float64]
@@ -135,8 +137,8 @@ def render_films(
     """Render films, their annotations, proposals and label map; the same bytes for the same arguments.
 
     train, val  films of each split, an even number: they come in pairs
-    seconds     how long each is; the card is shown for 3 s in its first quarter, the boards for the last third,
-                so that in 36 s all of it lies within 30 s
+    seconds     how long each is; the card is shown for 3 s in its first quarter, the boards for the last
+                third, so that in 36 s all of it lies within 30 s
     size        (width, height) in pixels
     persons     fewest and most in a film
     gap         seconds at least from the card to the boards
@@ -160,9 +162,7 @@ def render_films(
             # the two films of a pair differ by the card alone
             film = _film(generator(seed, number, index // 2), index % 2, seconds, size, persons)
             path = media / f"{video}.mp4"
-            if not path.exists():  # a film depends on the arguments alone; each second is coded alone
-                options = {"g": f"{FPS:g}", "sc_threshold": "0"}
-                write_video(path, film.pictures(), fps=FPS, encoder=options)
+            write_video(path, film.pictures(), fps=FPS, encoder=ALONE)
             noise = generator(seed, number, index // 2, 1)
             for second in range(1, seconds - 1):
                 key = key_of(video, second)

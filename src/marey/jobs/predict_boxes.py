@@ -359,8 +359,8 @@ def _baseline(model: Any, given: nn.Module | str | os.PathLike[str] | None, want
         of = f" of the weights {wanted[:12]}" if wanted else ", of a published one the published baseline"
         raise UsageError(
             "NO_BANK",
-            "the detector takes a feature bank; give --bank-checkpoint, the baseline whose bank it was trained "
-            f"with{of}",
+            "the detector takes a feature bank; give --bank-checkpoint, the baseline whose bank it was "
+            f"trained with{of}",
         )
     base: Any = given if isinstance(given, nn.Module) else open_model(given)
     model_clips(base)
