@@ -59,7 +59,7 @@ def places(tmp_path_factory):
 def plan_of(places, **fields):
     members = recipes_of(
         ["a=demo.moving_shapes", "b=demo.moving_shapes"],
-        [*arguments(SMALL), "b:training.label_smoothing=0.1"],
+        arguments(SMALL),
     )
     settings = {
         "members": members,
@@ -124,6 +124,10 @@ def test_the_stages_leave_what_they_made_of_what(whole):
     assert set(table.origin.models) == {"a", "b"}
     rows = list(csv.DictReader((found.folder / "step1/labels/labels.csv").open()))
     assert len(rows) == 8 and {"prob_move_left", "agreement", "threshold"} <= rows[0].keys()
+    one, other = (stages[f"step0/train-{name}"]["outputs"]["checkpoint"]["sha256"] for name in "ab")
+    assert one != other
+    one, other = (stages[f"step0/train-{name}"]["outputs"]["checkpoint"]["sha256"] for name in "ab")
+    assert one != other, "equal recipes, unequal networks"
     bare = list(csv.DictReader((found.folder / "target.csv").open()))
     assert {row["label"] for row in bare} == {"-1"}
     voted = list(csv.DictReader((found.folder / "final/vote-test/vote.csv").open()))
@@ -263,6 +267,11 @@ def test_plans_that_cannot_be_are_refused(places):
         assert error.value.code == "ADAPT_PLAN"
     with pytest.raises(UsageError):
         read_plan(os.devnull)
+    members = recipes_of(
+        ["a=demo.moving_shapes", "b=demo.moving_shapes"], ["b:clips.crop=32", "training.epochs=3"]
+    )
+    assert [made.clips.crop for made in members.values()] == [64, 32]
+    assert {made.training.epochs for made in members.values()} == {3}
 
 
 def test_filters_and_norms_reach_the_stages(places, tmp_path):

@@ -237,3 +237,18 @@ def test_a_numbered_video_reads_the_same_with_the_ffmpeg_program(tmp_path):
     command = [ffmpeg, "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run(command, capture_output=True, check=True).stdout
     assert [number(f) for f in np.frombuffer(raw, np.uint8).reshape(-1, 48, 64, 3)] == list(range(20))
+
+
+def test_darkness_is_a_share_of_the_light_with_shot_noise_and_a_cast():
+    """A white wall under 5 % of a warm light: 20, 16 and 11 of 400 electrons, give or take their roots."""
+    wall = np.full((8, 60, 60, 3), 255, np.uint8)
+    dark = synthetic.darken(wall, generator=np.random.default_rng(0), exposure=0.05, noise=0.0)
+    assert dark.dtype == np.uint8 and dark.shape == wall.shape
+    electrons = (dark / 255.0) ** 2.2 * 400
+    expected = np.array([20, 16, 11])
+    assert electrons.mean((0, 1, 2)) == pytest.approx(expected, rel=0.02)
+    assert electrons.std((0, 1, 2)) == pytest.approx(np.sqrt(expected), rel=0.05)
+    again = synthetic.darken(wall, generator=np.random.default_rng(0), exposure=0.05, noise=0.0)
+    assert np.array_equal(dark, again)
+    black = synthetic.darken(np.zeros_like(wall), generator=np.random.default_rng(1), noise=2.0)
+    assert 0.4 < (black == 0).mean() < 0.6, "reading noise alone, cut off at none"

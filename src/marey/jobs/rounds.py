@@ -193,7 +193,7 @@ class Rounds:
         )
         settings = {
             "recipe": _settings(made, weights),
-            "seed": plan.seed,
+            "seed": plan.seed_of(name),
             "select": plan.select,
             "source": self.source.fingerprint(),
         }
@@ -202,7 +202,7 @@ class Rounds:
         inputs |= {"val": val} if val is not None and Path(val).is_file() else {}
 
         def work(folder: Path, again: bool) -> Files:
-            found = self._trained(made, folder, again)
+            found = self._trained(made, folder, again, plan.seed_of(name))
             outputs: dict[str, Path] = {"checkpoint": found.checkpoint}
             if plan.sharpen:
                 outputs["trained"] = found.checkpoint
@@ -214,8 +214,8 @@ class Rounds:
             settings["sharpen"] = True
         return self._output(stage, self.stage(stage, "train", settings, inputs, work), "checkpoint")
 
-    def _trained(self, recipe: Recipe, folder: Path, again: bool) -> Trained:
-        how: dict[str, Any] = {"validate": recipe.data.val is not None, "seed": self.plan.seed}
+    def _trained(self, recipe: Recipe, folder: Path, again: bool, seed: int) -> Trained:
+        how: dict[str, Any] = {"validate": recipe.data.val is not None, "seed": seed}
         try:
             return train(recipe, out=folder, resume=again, accelerator=self.accelerator, **how)
         except UsageError as error:
@@ -416,6 +416,7 @@ class Rounds:
             "experts": list(self.plan.experts),
             "classes": list(read_labels(tables[-1]).classes or ()) if tables else [],
             "rounds": self.plan.rounds,
+            "root": self.root,
             "labels_used": self.plan.labels_used(),
             "steps": steps,
             "final": final,

@@ -58,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ema      share of itself that the moving average of the weights keeps; it is scored. None: as recipes say
     calibrate  members' probabilities are first brought to what they are worth on `val` (temperature)
     sharpen  after each training, norms move to lower the entropy on the target (marey.training.tent)
-    seed     of every training
+    seed     of the trainings; each network has another that follows from it
     """
 
     members: dict[str, Recipe]
@@ -111,6 +111,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def policy(self, round_: int) -> str:
         """That of a round, from 1."""
         return self.policies[min(round_, len(self.policies)) - 1]
+
+    def seed_of(self, name: str) -> int:
+        """That of a network's trainings: equal recipes are to become unequal networks."""
+        return self.seed + 1000 * [*self.members, *self.experts].index(name)
 
     def labels_used(self) -> list[str]:
         """What labels of the target have a part in, one sentence each."""

@@ -81,7 +81,7 @@ def write_page(folder: Path) -> Path:
         ("agreement", "Agreement", _agreement(report)),
         ("confusion", "Confusion", _confusion(report)),
         ("mistakes", "Confident mistakes", _mistakes(folder, plan, report)),
-        ("dark", "Dark frames", _dark(folder, plan)),
+        ("dark", "Dark frames", _dark(folder, plan, report)),
         ("plan", "Plan", _settings(plan)),
     )
     there = [part for part in parts if part[2]]
@@ -241,7 +241,7 @@ def _mistakes(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     wrong = np.flatnonzero((known >= 0) & (best != known))
     if not len(wrong):
         return note("None: every video of known class is right.")
-    clips = read_list(folder / "target.csv", root=plan.target_root or Path(plan.target).parent)
+    clips = read_list(folder / "target.csv", root=report["root"])
     classes = report["classes"] or list(map(str, range(scores.probabilities.shape[1])))
     where = {clips.written(i): clips[i].path for i in range(len(clips))}
     shown = []
@@ -252,9 +252,9 @@ def _mistakes(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     return f'<div class="clips">{"".join(shown)}</div>'
 
 
-def _dark(folder: Path, plan: Plan) -> str:
+def _dark(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     """Some target videos as they are and under the lights of the plan, or by the grey of daylight."""
-    clips = read_list(folder / "target.csv", root=plan.target_root or Path(plan.target).parent)
+    clips = read_list(folder / "target.csv", root=report["root"])
     member = next(iter(plan.members.values()))
     lights = (
         plan.views.lights or member.clips.test.lights or ((member.clips.light,) if member.clips.light else ())
