@@ -408,3 +408,25 @@ def test_schedules_that_contradict_themselves_are_refused(wrong):
     with pytest.raises(UsageError) as error:
         Schedule(**wrong)
     assert error.value.code == "RECIPE_VALUE"
+
+
+def test_a_warm_up_may_be_counted_in_updates():
+    """mmcv 1.7.2, LrUpdaterHook with warmup_by_epoch=False: linear from the ratio, full at warmup_iters."""
+    schedule = Schedule(kind="step", milestones=(4, 6, 8), warmup_updates=800, warmup_start=0.01)
+    for update in (0, 1, 299, 300, 301, 799, 800, 801, 1199):
+        epoch, iteration = divmod(update, 300)  # the warm-up ends within the third epoch
+        regular = 0.1 ** sum(milestone <= epoch for milestone in (4, 6, 8))
+        wanted = regular * (1 - (1 - update / 800) * (1 - 0.01)) if update < 800 else regular
+        found = lr_factor(schedule, epoch=epoch, iteration=iteration, per_epoch=300, epochs=10)
+        assert found == pytest.approx(wanted, rel=1e-12)
+    assert lr_factor(schedule, epoch=4, iteration=0, per_epoch=100, epochs=10) == pytest.approx(
+        0.1 * (0.01 + 0.99 * 400 / 800)  # what it is a share of moves meanwhile
+    )
+    for wrong in (
+        {"warmup_epochs": 1.0},
+        {"warmup_per": "epoch"},
+        {"warmup_rule": "1.x"},
+        {"warmup_updates": -1},
+    ):
+        with pytest.raises(UsageError, match="warmup_updates"):
+            Schedule(**{"kind": "constant", "warmup_updates": 10} | wrong)
