@@ -121,6 +121,7 @@ def published_recipes(_: str = "") -> Iterator[str]:
     kinds = {
         "top1": {"top1": "top-1", "top5": "top-5"},
         "gap": {"gap": "GAP", "hit1": "Hit@1", "perr": "PERR"},
+        "map": {"map": "mAP"},
     }
     figures = {name: figure for name in list_recipes() if (figure := load_recipe(name).published)}
     for first, titles in kinds.items():
@@ -128,7 +129,7 @@ def published_recipes(_: str = "") -> Iterator[str]:
         yield f"| recipe | {' | '.join(titles.values())} | protocol | data |"
         yield "|---" * (3 + len(titles)) + "|"
         for name, figure in figures.items():
-            if ("gap" if "gap" in figure.metrics else "top1") == first:
+            if next((kind for kind in kinds if kind in figure.metrics), "top1") == first:
                 known = (figure.metrics.get(key) for key in titles)
                 numbers = " | ".join("" if value is None else f"{value:.2%}" for value in known)
                 yield f"| `{name}` | {numbers} | {figure.protocol} | {figure.dataset} |"
