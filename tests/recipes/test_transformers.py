@@ -136,6 +136,8 @@ def test_every_published_row_has_its_recipe():
         if release.model.startswith(("slowfast", "mvit", "swin3d", "uniformer"))
         and release.recipe
         and "multigrid" not in name
+        and not release.model.endswith("_det")  # test_detectors.py
+        and release.source != "reskd"  # test_reskd.py
     }
     known = {name.partition(".")[2] for name in NAMES}
     assert {RELEASES[name].recipe for name in trained} <= known

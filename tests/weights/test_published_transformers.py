@@ -30,7 +30,7 @@ def release_of(row):
     return found[0]
 
 
-RECOGNIZERS = [release for release in RELEASES.values() if not release.model.endswith("_det")]
+RECOGNIZERS = [r for r in RELEASES.values() if not r.model.endswith("_det") and r.source != "reskd"]
 OURS = [r for r in RECOGNIZERS if r.model.startswith(FAMILIES) or r.source == "pyslowfast"]
 SOURCES = {  # licence; rules of the clips by sampling; mean and standard deviation; how views are averaged
     "pyslowfast": ("Apache-2.0", {"clip": "slowfast", "uniform": "slowfast"}, 114.75, 57.375, "prob"),
