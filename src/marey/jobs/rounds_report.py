@@ -255,12 +255,11 @@ def _mistakes(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
 def _dark(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     """Some target videos as they are and under the lights of the plan, or by the grey of daylight."""
     clips = read_list(folder / "target.csv", root=report["root"])
-    member = next(iter(plan.members.values()))
-    lights = (
-        plan.views.lights or member.clips.test.lights or ((member.clips.light,) if member.clips.light else ())
-    )
+    shown_by = [recipe.clips for recipe in plan.members.values()]
+    lights = plan.views.lights or next((c.test.lights for c in shown_by if c.test.lights), ())
+    lights = lights or tuple(c.light for c in shown_by if c.light is not None)
     lights = tuple(light for light in lights if light != Light())
-    told = "as the networks are shown them"
+    told = "as networks are shown them"
     if not lights:
         lights, told = (
             (Light(target=110.0, limits=(0.05, 1.0)),),

@@ -98,10 +98,16 @@ def render_moving_shapes(
 
 
 def moving_shape(
-    name: str, *, generator: np.random.Generator, size: tuple[int, int] = (96, 96), frames: int = 24
+    name: str,
+    *,
+    generator: np.random.Generator,
+    size: tuple[int, int] = (96, 96),
+    frames: int = 24,
+    colour: Sequence[float] | None = None,
 ) -> Pixels:
     """One clip of the class `name`, uint8 [frames, height, width, 3] RGB.
 
+    colour  of the shape, 0..255 each; None: any bright one
     Speeds are 3 to 5 % of the shorter side, or 4 to 11 degrees, per frame.
     """
     width, height = size
@@ -118,6 +124,7 @@ def moving_shape(
     corners, inner = SHAPES[str(generator.choice(list(SHAPES)))]
     depth = _depth(along, across, corners, inner, radius=generator.uniform(0.22, 0.34) * side)
     bright, ground = _colour(generator), _texture(generator, size)
+    bright = bright if colour is None else np.asarray(colour, np.float32)
     inside = np.clip(depth + 0.5, 0, 1)[..., None]  # the edge is one pixel soft
     front = np.clip(along + 0.5, 0, 1)[..., None]  # one half is darker, or a turning circle would stand still
     picture: Floats = ground + inside * (bright * (0.35 + 0.65 * front) - ground)
