@@ -3,9 +3,10 @@
     python benchmarks/ava_eval.py [--rounds 3] [--share 1] [--keep FOLDER] [--protocol mmaction2]
 
 64 videos with 57,408 key frames, of which 50,419 are annotated: 241,542 rows of truth; 108,794 detected
-persons with a score above 0.002 for 67 of 80 actions on average, 7,292,554 rows of results. Boxes and scores are
-drawn so that mAP comes to about what the published networks reach. CSV holds three decimals, as MMAction2 writes
-them, so that its mAP differs from that of the arrays by rounding. CPU seconds are those of the whole process.
+persons with a score above 0.002 for 67 of 80 actions on average, 7,292,554 rows of results. Boxes and scores
+are drawn so that mAP comes to about what the published networks reach. CSV holds three decimals, as MMAction2
+writes them, so that its mAP differs from that of the arrays by rounding. CPU seconds are those of the whole
+process.
 """
 
 import argparse

@@ -100,7 +100,7 @@ def test_sizes_of_other_networks_are_found_too():
     for options in (settings, {**settings, "audio": 0, "audio_cluster_size": None, "audio_groups": None}):
         (fit,) = candidates(NeXtVLAD(7, **options).state_dict())
         wanted = {key: value for key, value in options.items() if value is not None}
-        assert {**{"groups": 8, "expansion": 2}, **fit.overrides} == wanted
+        assert {"groups": 8, "expansion": 2, **fit.overrides} == wanted
 
 
 @torch.inference_mode()

@@ -1,8 +1,8 @@
 """Features as numbers that fit into bytes: centred, perhaps onto principal axes, of unit variance.
 
-YouTube-8M's visual features were made so: minus the mean, onto 1024 principal axes, divided by the root of the
-variances plus a little (google/youtube-8m@e6f6bf6: feature_extractor). Without axes each feature keeps its
-place. A file holds `mean` [C], `variances` [K], `floor` [1] and, with axes, `axes` [K, C].
+YouTube-8M's visual features were made so: minus the mean, onto 1024 principal axes, divided by the root of
+the variances plus a little (google/youtube-8m@e6f6bf6: feature_extractor). Without axes each feature keeps
+its place. A file holds `mean` [C], `variances` [K], `floor` [1] and, with axes, `axes` [K, C].
 """
 
 import hashlib

@@ -1,8 +1,9 @@
 """SlowFast: PySlowFast's files, facebookresearch/SlowFast@287ec007, and MMAction2's, @v0.24.1 and @4d6c9347.
 
 PySlowFast states no hashes; its Slow networks are here as SlowOnly, which averages the probabilities of four
-windows of 224 in a crop of 256 as PySlowFast does. Clips are taken by the rules of each source. Of Something-Something PySlowFast's table states no number of crops, and its configuration one at the
-left or top; three are taken here.
+windows of 224 in a crop of 256 as PySlowFast does. Clips are taken by the rules of each source. Of
+Something-Something PySlowFast's table states no number of crops, and its configuration one at the left or
+top; three are taken here.
 
 Left out: PySlowFast's C2D and I3D, which are other networks, and the files that its AVA models start from,
 which have non-local blocks in the slow pathway or are only called C2D; AlphAction's files of Kinetics-700,
