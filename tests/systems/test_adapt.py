@@ -239,18 +239,26 @@ def test_a_test_video_among_those_learnt_from_is_refused(places, tmp_path):
 
 
 def test_labels_of_the_target_are_used_only_if_that_is_asked_for_and_then_said(places, tmp_path):
+    preset = tmp_path / "own.json"
+    mix = {"step": "mix", "weights": {"a": 1.0}}
+    rows = {"policy": "global", "threshold": 0.0}
+    own = {"kind": "ensemble", "about": "a alone", "members": {"a": "probabilities"}, "steps": [mix]}
+    preset.write_text(json.dumps({"own": own | {"select": rows, "selected_on": "tuned by hand"}}))
     plan = plan_of(
         places,
         members=recipes_of(["a=demo.moving_shapes"], arguments(SMALL)),
         truth=str(places.val),
         select="published",
-        policies=("precision:0.5",),
+        rounds=2,
+        policies=("precision:0.5", "preset"),
+        presets=(str(preset),),
     )
-    found = adapt(plan, tmp_path)
-    assert len(found.report["labels_used"]) == 2
+    found = adapt(plan, tmp_path / "out")
+    assert len(found.report["labels_used"]) == 3 and found.report["labels_used"][2].endswith("tuned by hand")
     assert "true labels of the target" in "\n".join(lines(found.report))
     assert "true labels of the target" in write_page(found.folder).read_text()
-    assert read_labels(tmp_path / "step1/labels/labels.parquet").origin.labels_used
+    first, second = (read_labels(tmp_path / f"out/step{k}/labels/labels.parquet") for k in (1, 2))
+    assert first.origin.labels_used and second.kept.all(), "the second round's policy is the preset's"
 
 
 def test_plans_that_cannot_be_are_refused(places):

@@ -49,7 +49,8 @@ def run(
     ),
     rounds: Annotated[int, typer.Option(min=0, help="Rounds of pseudo-labels.")] = 3,
     policy: Annotated[
-        list[str] | None, typer.Option(help="Which rows become labels in round 1, 2, ...; several times.")
+        list[str] | None,
+        typer.Option(help="Which rows become labels in round 1, 2, ..., or preset; several times."),
     ] = None,
     expert: Annotated[
         list[str] | None, typer.Option(help="A network that joins at the end, NAME=RECIPE; several times.")
@@ -67,7 +68,10 @@ def run(
     clips: Clips = None,
     crops: CropsOf = None,
     gamma: Gamma = None,
-    preset: Annotated[str | None, typer.Option(help="Ensemble that labels and votes.")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="Ensemble that labels in round 1, 2, ...; several times.")
+    ] = None,
+    vote: Annotated[str | None, typer.Option(help="Preset of the final vote.")] = None,
     select: Annotated[
         str, typer.Option(help="Which epoch is kept: last, source (by --val), published (by --truth).")
     ] = "last",
@@ -123,7 +127,8 @@ def run(
                 "experts": {name: named[name] for name in last},
                 "source": source, "source_root": source_root, "val": val,
                 "target": target, "target_root": target_root, "truth": truth,
-                "test": test, "test_root": test_root, "rounds": rounds, "preset": preset,
+                "test": test, "test_root": test_root, "rounds": rounds,
+                "presets": tuple(preset or ()), "vote": vote,
                 "select": select, "norms": norms, "start": start, "epochs": epochs, "soft": soft, "ema": ema,
                 "calibrate": calibrate, "sharpen": sharpen, "seed": seed,
                 "filters": {"agreement": agreement, "stable": stable},

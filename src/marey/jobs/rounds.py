@@ -22,7 +22,7 @@ from marey.jobs.epochs import Trained
 from marey.jobs.leaks import leaks
 from marey.jobs.provenance import Provenance, is_current, now, read_card, sha256_of, write_card
 from marey.jobs.pseudo_label import pseudo_label, refuse_leaks
-from marey.jobs.rounds_plan import Plan, stage_recipe
+from marey.jobs.rounds_plan import OWN, Plan, reads_truth, stage_recipe
 from marey.jobs.runs import plain_json
 from marey.jobs.scores import open_scores
 from marey.jobs.scoring import score_videos
@@ -32,7 +32,7 @@ from marey.jobs.vote import vote
 from marey.recipes.schema import Recipe
 from marey.scores.calibrate import fit_temperature
 from marey.scores.labels import read_labels, read_truth, truth_of, write_labels
-from marey.scores.select import needs_labels, parse_policy
+from marey.scores.presets import load_preset
 from marey.training.distributed import launch
 from marey.weights.create import open_model
 
@@ -68,6 +68,10 @@ class Rounds:
     """One adaptation under way."""
 
     def __init__(self, plan: Plan, folder: Path, accelerator: str, say: Callable[[str], None]) -> None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "ADAPT_PLAN", "adapt runs in one process; its trainings alone run under torchrun"
+            )
         self.plan, self.folder, self.accelerator, self.say = plan, folder, accelerator, say
         folder.mkdir(parents=True, exist_ok=True)
         self.source = read_list(plan.source, root=plan.source_root)
@@ -285,9 +289,14 @@ class Rounds:
         """Pseudo-labels of a round; the table."""
         plan, stage = self.plan, f"step{round_}/labels"
         policy = plan.policy(round_)
-        reads = needs_labels(parse_policy(policy))
+        preset, reads = plan.preset(round_), reads_truth(policy)
         heat = {name: self.temperatures[name] for name in scores if name in self.temperatures}
-        settings = {"policy": policy, "filters": plan.filters, "preset": plan.preset, "temperatures": heat}
+        settings = {
+            "policy": policy,
+            "filters": plan.filters,
+            "preset": _preset(preset),
+            "temperatures": heat,
+        }
         inputs: dict[str, str | Path] = {f"scores {name}": path for name, path in scores.items()}
         inputs |= {"previous": previous} if previous is not None else {}
         inputs |= {"truth": self.truth} if self.truth is not None and reads else {}
@@ -297,8 +306,8 @@ class Rounds:
             found = pseudo_label(
                 [f"{name}={path}" for name, path in scores.items()],
                 out=table,
-                preset=plan.preset,
-                policy=policy,
+                preset=preset,
+                policy=None if policy == OWN else policy,
                 filters=plan.filters,
                 previous=previous,
                 truth=self.truth if reads else None,
@@ -318,14 +327,14 @@ class Rounds:
         """The ensemble's scores."""
         stage = f"final/vote-{what}"
         heat = {name: self.temperatures[name] for name in scores if name in self.temperatures}
-        settings = {"preset": self.plan.preset, "temperatures": heat}
+        settings = {"preset": _preset(self.plan.vote), "temperatures": heat}
 
         def work(folder: Path, _: bool) -> Files:
             sources = [f"{name}={path}" for name, path in scores.items()]
             outputs = {"scores": folder / "vote.parquet", "csv": folder / "vote.csv"}
             for path in outputs.values():
                 try:
-                    vote(sources, preset=self.plan.preset, out=path, temperatures=heat or None)
+                    vote(sources, preset=self.plan.vote, out=path, temperatures=heat or None)
                 except MareyError as error:
                     if error.code != "VOTE_LABELS":  # corrected labels fit a CSV only
                         raise
@@ -394,23 +403,26 @@ class Rounds:
         from marey.jobs.pseudo_label import describe
         from marey.jobs.vote import vote as voted
 
-        def worth(scores: Mapping[str, Path], truth: Path | None) -> dict[str, Any]:
-            found = voted([f"{n}={p}" for n, p in scores.items()], preset=self.plan.preset, truth=truth)
+        def worth(scores: Mapping[str, Path], truth: Path | None, preset: str | None) -> dict[str, Any]:
+            found = voted([f"{n}={p}" for n, p in scores.items()], preset=preset, truth=truth)
             rows = {name: row["measured"] for name, row in found.report["members"].items()}
             best = {"members": rows, "ensemble": found.report["measured"]}
             return best | {"agreement": found.report["agreement"], "labels": found.report["labels"]}
 
         truth = {} if self.truth is None else read_truth(self.truth)
-        steps = [{"step": k, **worth(scores, self.truth)} for k, scores in enumerate(history)]
+        steps = [
+            {"step": k, **worth(scores, self.truth, self.plan.preset(min(k + 1, self.plan.rounds)))}
+            for k, scores in enumerate(history)
+        ]
         before = None
         for number, path in enumerate(tables, 1):
             table = read_labels(path)
             real = truth_of(table.ids, truth) if truth else None
             steps[number]["pseudo_labels"] = describe(table, real, before)
             before = table
-        final = {"target": worth(finals["target"], self.truth)}
+        final = {"target": worth(finals["target"], self.truth, self.plan.vote)}
         if "test" in finals:  # its list may have labels; they are measured against here, and nowhere else
-            final["test"] = worth(finals["test"], None)
+            final["test"] = worth(finals["test"], None, self.plan.vote)
         return {
             "members": list(self.plan.members),
             "experts": list(self.plan.experts),
@@ -437,6 +449,11 @@ def _settings(recipe: Recipe, weights: Path | None) -> dict[str, Any]:
         for key in ("labels", "root", "sha256"):
             tree["adapt"]["pseudo"].pop(key)
     return tree
+
+
+def _preset(name: str | None) -> Any:
+    """What a preset says, which is more than its name where it is a file."""
+    return None if name is None else msgspec.to_builtins(load_preset(name))
 
 
 def _digest(settings: Mapping[str, Any], inputs: Files) -> str:

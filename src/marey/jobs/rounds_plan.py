@@ -9,11 +9,14 @@ import msgspec
 from marey.errors import UsageError
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Adapt, Pseudo, Recipe, clip_recipe
+from marey.scores.presets import load_preset
 from marey.scores.select import Filters, needs_labels, parse_policy
+from marey.scores.vote import Ensemble
 from marey.video.light import Light
 from marey.video.preprocess import Protocol
 from marey.video.transforms import Crops
 
+OWN = "preset"  # the policy that belongs to a preset
 NORMS = 50  # batches that batch norms are measured on, where a recipe does not say
 
 
@@ -45,9 +48,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
              or a policy says so, which every report then repeats
     test, test_root  videos that are scored and voted on at the end; none of them may be trained on
     rounds   of pseudo-labels; 0: only step 0
-    policies  which rows become labels in rounds 1, 2, ...; the last one holds for all later rounds
+    policies  which rows become labels in rounds 1, 2, ...; the last one holds for all later rounds. "preset":
+             as the round's preset says
     filters  what rows must be besides
-    preset   ensemble that labels and votes; None: the mean of the members
+    presets  ensembles that label in rounds 1, 2, ..., the last one later, too; none: the mean of the members
+    vote     preset of the final vote; None: the mean of members and experts
     select   which epoch's weights are kept: the "last", the best on `val` ("source"), or the best on `truth`
              ("published", which looks at labels of the target)
     norms    batches of the target that batch norms are measured on; None: as each recipe says, or 50; 0: none
@@ -74,7 +79,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rounds: int = 3
     policies: tuple[str, ...] = ("quantile:0.5", "quantile:0.7", "quantile:0.9")
     filters: Filters = Filters()
-    preset: str | None = None
+    presets: tuple[str, ...] = ()
+    vote: str | None = None
     select: Literal["last", "source", "published"] = "last"
     norms: int | None = None
     views: Views = Views()
@@ -87,12 +93,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        needy = [text for text in self.policies if needs_labels(parse_policy(text))]
+        needy = [text for text in self.policies if reads_truth(text)]
         for text, wrong in {
             "needs at least one recipe": not self.members,
             "rounds must not be below 0": self.rounds < 0,
             "epochs must be at least 1": self.epochs is not None and self.epochs < 1,
             "needs a policy": not self.policies,
+            'policy "preset" needs a preset': OWN in self.policies and not self.presets,
             "an expert and a member have the same name": bool(self.members.keys() & self.experts.keys()),
             "experts need a round of labels to learn from": bool(self.experts) and not self.rounds,
             "select=source and calibrate need labelled videos of the source, val": (
@@ -112,19 +119,33 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """That of a round, from 1."""
         return self.policies[min(round_, len(self.policies)) - 1]
 
+    def preset(self, round_: int) -> str | None:
+        """The ensemble of a round, from 1."""
+        return self.presets[min(round_, len(self.presets)) - 1] if self.presets else None
+
     def seed_of(self, name: str) -> int:
         """That of a network's trainings: equal recipes are to become unequal networks."""
         return self.seed + 1000 * [*self.members, *self.experts].index(name)
 
     def labels_used(self) -> list[str]:
         """What labels of the target have a part in, one sentence each."""
-        used = [
-            "the kept epoch was chosen on true labels of the target" if self.select == "published" else "",
-            "thresholds were found with true labels of the target"
-            if any(needs_labels(parse_policy(text)) for text in self.policies)
-            else "",
-        ]
-        return [text for text in used if text]
+        used = (
+            ["the kept epoch was chosen on true labels of the target"] if self.select == "published" else []
+        )
+        if any(map(reads_truth, self.policies)):
+            used.append("thresholds were found with true labels of the target")
+        for name in dict.fromkeys((*self.presets, *([self.vote] if self.vote else []))):
+            preset = load_preset(name)
+            told = [preset.labels_used]
+            if isinstance(preset, Ensemble) and OWN in self.policies:
+                told.append(preset.selected_on)
+            used += [f"{name}: {text}" for text in told if text]
+        return used
+
+
+def reads_truth(policy: str) -> bool:
+    """Whether a policy finds its thresholds with true labels."""
+    return policy != OWN and needs_labels(parse_policy(policy))
 
 
 def recipes_of(names: Sequence[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> dict[str, Recipe]:
