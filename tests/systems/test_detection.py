@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import marey
+from marey.cli import app
 from marey.data.ava import ava_set
 from marey.data.bank import Bank
 from marey.data.films import ANSWER, NAMES, SHOW, STAND, render_films
@@ -22,25 +24,29 @@ from marey.data.proposals import Proposals, read_proposals, recall, write_propos
 from marey.errors import DataError, MareyError, UsageError
 from marey.jobs.bank import check_bank, model_hash
 from marey.jobs.bank_build import build_bank
+from marey.jobs.manifest import shard as part
 from marey.jobs.persons import Found
 from marey.jobs.predict_boxes import predict_boxes
 from marey.metrics.ava import frame_map
 from marey.metrics.ava_tables import read_label_map, read_rows
 from marey.weights.create import open_model
+from marey.weights.native import save_checkpoint
 
 from .conftest import arguments, only_run
-from .conftest import marey as command
 
 TINY = {
     "model.options.width": 4,
     "clips.frames": 2,
     "clips.interval": 4,
     "clips.short_side": 32,
-    "clips.train_short_side": [32, 36],
+    "clips.train_short_side": [32, 32],
     "clips.crop": 32,
-    "training.epochs": 2,
-    "training.batch": 8,
-    "training.reference_batch": 8,
+    "training.epochs": 8,
+    "training.batch": 16,
+    "training.reference_batch": 16,
+    "training.optimizer.lr": 0.05,
+    "training.schedule.warmup_epochs": 0.5,
+    "training.validate_every": 4,
     "training.log_every": 2,
     "data.workers": 0,
 }
@@ -48,9 +54,9 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
-    """Two pairs of films to train on and one to validate on, 18 s long."""
+    """Four pairs of films to train on and two to validate on, 18 s long."""
     folder = tmp_path_factory.mktemp("films")
-    return render_films(folder, train=4, val=2, seconds=18, size=(48, 32), persons=(2, 2), gap=4)
+    return render_films(folder, train=8, val=4, seconds=18, size=(48, 32), persons=(2, 2), gap=4)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +85,18 @@ def remembering(tiny, bank):
     """Overrides of a detector that takes windows of the bank."""
     return tiny | {
         "model.options": {"width": 4, "long_term": "nl", "latent": 16},
+        "training.epochs": 2,
+        "training.validate_every": 2,
         "data.train.bank": str(bank),
         "data.val.bank": str(bank),
     }
+
+
+@pytest.fixture(scope="module")
+def rememberer(remembering, tmp_path_factory):
+    """A detector with a bank, trained a little."""
+    plan = remembering | {"training.epochs": 1}
+    return marey.train("own_boxes", plan, out=tmp_path_factory.mktemp("banked"), validate=True)
 
 
 def same_weights(one, other) -> bool:
@@ -161,14 +176,14 @@ def test_a_run_leaves_curves_results_and_a_report(baseline, films):
     assert logged
     for name in ("recall", "precision", "recall_top3", "precision_top3"):
         assert all(0 <= float(row[name]) <= 1 for row in logged)
-    assert [row["epoch"] for row in rows if row["val_map"]] == ["1", "2"]
+    assert [row["epoch"] for row in rows if row["val_map"]] == ["4", "8"]
     results = json.loads((baseline.run / "results.json").read_text())
     assert results["metrics"]["map"] == pytest.approx(baseline.metrics["map"])
-    assert results["evaluated"] == results["listed"] == 2 * 16
+    assert results["evaluated"] == results["listed"] == 4 * 16
     assert results["classes"] == ["no action", *NAMES]
     assert [row["label"] for row in results["per_class"]] == [1, 2, 3, 4, 5]
     report = (baseline.run / "report.html").read_text()
-    for text in ("Best validation mAP", "32 of 32", "key frames of the list", "average precision", "persons",
+    for text in ("Best validation mAP", "64 of 64", "key frames of the list", "average precision", "persons",
                  "answer green", "Actions of the boxes"):  # fmt: skip
         assert text in report
     assert "Not here" not in report
@@ -203,22 +218,34 @@ def test_what_a_recipe_lacks_is_named(tiny, films):
         marey.train("own_boxes", tiny | {"model.options.long_term": "max"})
 
 
+@pytest.fixture
+def alike():
+    """This process computes like the ones that are started: on one thread, with the same bits every time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.usefixtures("alike")
 def test_a_killed_training_with_a_bank_ends_with_the_same_bits(remembering, tmp_path):
-    words = ["train", "own_boxes", *arguments(remembering | {"training.save_minutes": 0}), "--deterministic"]
+    plan = remembering | {"training.save_minutes": 0}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert command(*words, "--out", whole).returncode == 0
+    marey.train("own_boxes", plan, out=whole, deterministic=True)
     metrics = broken / "ava.own_boxes" / "1" / "metrics.csv"
 
     def begun():
         return metrics.exists() and len(metrics.read_text().splitlines()) >= 4
 
-    assert kill_when([*words, "--out", broken], begun) == -signal.SIGKILL
+    words = ["train", "own_boxes", *arguments(plan), "--deterministic", "--out", broken]
+    assert kill_when(words, begun) == -signal.SIGKILL
     steps = [int(row["step"]) for row in csv.DictReader(metrics.open())]
     assert 0 < max(steps) < 16
-    continued = command(*words, "--out", broken, "--resume")
-    assert continued.returncode == 0, continued.stderr
-    assert "continues at epoch" in continued.stderr
+    marey.train("own_boxes", plan, out=broken, deterministic=True, resume=True)
     one, other = only_run(whole), only_run(broken)
+    assert "continues at epoch" in (other / "log.txt").read_text()
     for name in ("last", "best"):
         path = f"checkpoints/{name}.safetensors"
         assert same_weights(one / path, other / path)
@@ -227,54 +254,38 @@ def test_a_killed_training_with_a_bank_ends_with_the_same_bits(remembering, tmp_
     assert len(card["data"]["bank_weights"]) == 64
 
 
-def test_a_window_of_the_bank_reaches_the_network(remembering, bank, baseline, tmp_path):
-    trained = marey.train("own_boxes", remembering | {"training.epochs": 1}, out=tmp_path, validate=True)
-    recipe = trained.run / "recipe.json"
-    before = marey.test(recipe, trained.checkpoint)
-    assert before["metrics"]["map"] == pytest.approx(trained.metrics["map"], abs=1e-6)
-    assert marey.test(recipe, trained.checkpoint) | {"versions": 0} == before | {"versions": 0}
-    other = tmp_path / "other"  # the same weights' bank, of other boxes
-    for split in ("train", "val"):
-        boxes = read_proposals(getattr(read_paths(remembering), split))
-        wrong = tmp_path / f"{split}.csv"
-        write_proposals(wrong, Proposals.of({key: [[0.0, 0.0, 0.1, 0.1, 1.0]] for key in boxes.keys}))
-        build_bank(
-            baseline.run / "recipe.json", baseline.checkpoint, other,
-            {f"data.{split}.proposals": str(wrong)}, split=split, quiet=True,
-        )  # fmt: skip
-    after = marey.test(recipe, trained.checkpoint, {"data.val.bank": str(other)}, out=tmp_path / "r.json")
+def test_a_window_of_the_bank_reaches_the_network(rememberer, remembering, baseline, tmp_path):
+    recipe = rememberer.run / "recipe.json"
+    before = marey.test(recipe, rememberer.checkpoint)
+    assert before["metrics"]["map"] == pytest.approx(rememberer.metrics["map"], abs=1e-6)
+    keys = read_proposals(remembering["data.val.proposals"]).keys
+    wrong = tmp_path / "wrong.csv"  # what the same baseline sees elsewhere
+    write_proposals(wrong, Proposals.of({key: [[0.0, 0.0, 0.1, 0.1, 1.0]] for key in keys}))
+    build_bank(
+        baseline.run / "recipe.json", baseline.checkpoint, tmp_path / "other",
+        {"data.val.proposals": str(wrong)}, split="val", quiet=True,
+    )  # fmt: skip
+    other = {"data.val.bank": str(tmp_path / "other")}
+    after = marey.test(recipe, rememberer.checkpoint, other, out=tmp_path / "r.json")
     assert after["metrics"] != before["metrics"]
 
 
-def read_paths(words):
-    """The proposals of the splits among overrides."""
-    from types import SimpleNamespace
-
-    return SimpleNamespace(train=words["data.train.proposals"], val=words["data.val.proposals"])
-
-
-def test_a_bank_of_other_weights_is_refused(remembering, tiny, tmp_path, bank, baseline):
-    strange = tmp_path / "strange"
-    model = marey.create_model("slowonly_r50_det", 6, width=4)
-    from marey.weights.native import save_checkpoint
-
+def test_a_bank_of_other_weights_is_refused(rememberer, remembering, baseline, tmp_path):
+    strange, weights = tmp_path / "strange", tmp_path / "strange.safetensors"
     save_checkpoint(
-        tmp_path / "strange.safetensors", model, preprocess=open_model(baseline.checkpoint).preprocess,
-        class_names=("no action", *NAMES), recipe={}, metrics={},
+        weights, marey.create_model("slowonly_r50_det", 6, width=4), class_names=("no action", *NAMES),
+        preprocess=open_model(baseline.checkpoint).preprocess, recipe={}, metrics={},
     )  # fmt: skip
-    build_bank(
-        baseline.run / "recipe.json", tmp_path / "strange.safetensors", strange, split="val",
-        dtype="float32", quiet=True,
-    )  # fmt: skip
+    build_bank(baseline.run / "recipe.json", weights, strange, split="val", dtype="float32", quiet=True)
+    other = {"data.val.bank": str(strange)}
     with pytest.raises(UsageError, match="other weights") as told:  # of two splits
-        marey.train("own_boxes", remembering | {"data.val.bank": str(strange)}, out=tmp_path)
+        marey.train("own_boxes", remembering | other, out=tmp_path)
     assert told.value.code == "BANK_MODEL"
-    trained = marey.train("own_boxes", remembering | {"training.epochs": 1}, out=tmp_path, validate=False)
     with pytest.raises(UsageError, match="strange") as told:  # of another than it was trained with
-        marey.test(trained.run / "recipe.json", trained.checkpoint, {"data.val.bank": str(strange)})
+        marey.test(rememberer.run / "recipe.json", rememberer.checkpoint, other)
     assert told.value.code == "BANK_MODEL"
-    with pytest.raises(UsageError) as told:
-        marey.test("own_boxes", trained.checkpoint, remembering | {"data.val.bank": str(strange)})
+    with pytest.raises(UsageError) as told:  # which the checkpoint knows, too
+        marey.test("own_boxes", rememberer.checkpoint, remembering | other)
     assert told.value.code == "BANK_MODEL"
 
 
@@ -285,7 +296,7 @@ def test_a_bank_has_the_features_of_the_boxes_that_count(bank, baseline, films, 
     model = open_model(baseline.checkpoint)
     opened = Bank(bank, model_sha256=model_hash(model))
     assert opened.card.dtype == "float16"
-    assert len(opened.videos) == 6
+    assert len(opened.videos) == 12
     assert opened.seconds == (1.0, 16.0)
     frames = ava_set(
         read_rows(films.val.annotation, "annotation"),
@@ -312,32 +323,32 @@ def test_a_killed_build_goes_on_and_writes_the_same_files(baseline, films, tmp_p
     monkeypatch.setattr("marey.jobs.bank_build.SHARD_ROWS", 1)  # a shard for each film
     recipe = baseline.run / "recipe.json"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    built = build_bank(recipe, baseline.checkpoint, whole, quiet=True)
+    built = build_bank(recipe, baseline.checkpoint, whole, split="val", quiet=True)
     assert (built.made, built.kept, built.bank.shards) == (4 * 16, 0, 4)
     child = (
         "import sys; from marey.jobs import bank_build as b; b.SHARD_ROWS = 1; "
-        "b.build_bank(*sys.argv[1:4], quiet=True)"
+        "b.build_bank(*sys.argv[1:4], split='val', quiet=True)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", child, str(recipe), str(baseline.checkpoint), str(broken)]
     )
     until = time.monotonic() + 60
-    while process.poll() is None and len(list(broken.glob("*.safetensors"))) < 2 and time.monotonic() < until:
+    while process.poll() is None and not list(broken.glob("*.safetensors")) and time.monotonic() < until:
         time.sleep(0.005)
     process.kill()
     process.wait(30)
     there = {path.name: path.stat().st_mtime_ns for path in broken.glob("*.safetensors")}
-    assert 2 <= len(there) < 4
-    again = build_bank(recipe, baseline.checkpoint, broken, quiet=True)
+    assert 1 <= len(there) < 4
+    again = build_bank(recipe, baseline.checkpoint, broken, split="val", quiet=True)
     assert again.kept == 16 * len(there)
     assert again.made == 16 * (4 - len(there))
     for path in whole.glob("*.safetensors"):
         assert (broken / path.name).read_bytes() == path.read_bytes()
         assert there.get(path.name) in (None, (broken / path.name).stat().st_mtime_ns)
     for shard in ("0/2", "1/2"):  # two processes, one folder
-        from marey.jobs.manifest import shard as part
-
-        build_bank(recipe, baseline.checkpoint, tmp_path / "parts", shard=part(shard), quiet=True)
+        build_bank(
+            recipe, baseline.checkpoint, tmp_path / "parts", split="val", shard=part(shard), quiet=True
+        )
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
@@ -352,7 +363,7 @@ def test_a_damaged_shard_is_made_again_and_other_settings_are_refused(baseline, 
     changed[-3000] ^= 255  # among the features, which are by far the most of it
     shard.write_bytes(changed)
     if check_bank(folder).problems:
-        assert build_bank(recipe, baseline.checkpoint, folder, split="val", quiet=True).made == 32
+        assert build_bank(recipe, baseline.checkpoint, folder, split="val", quiet=True).made == 64
         assert shard.read_bytes() == before
     else:
         pytest.fail("the damage was not among the features")
@@ -371,15 +382,13 @@ def test_a_film_that_cannot_be_read_is_named_and_the_others_are_kept(baseline, f
     with pytest.raises(DataError, match=r"val000\.mp4: NOT_MEDIA") as told:
         build_bank(recipe, baseline.checkpoint, tmp_path / "bank", given, split="val", quiet=True)
     assert told.value.code == "INCOMPLETE"
-    assert list(Bank(tmp_path / "bank").videos) == ["val001"]
+    assert set(Bank(tmp_path / "bank").videos) == {"val001", "val002", "val003"}
     (media / "val000.mp4").write_bytes((films.val.media / "val000.mp4").read_bytes())
     built = build_bank(recipe, baseline.checkpoint, tmp_path / "bank", given, split="val", quiet=True)
-    assert (built.made, built.kept) == (16, 16)
+    assert (built.made, built.kept) == (16, 48)
 
 
 def test_only_detectors_and_recipes_of_boxes_make_banks(baseline, tmp_path):
-    from marey.weights.native import save_checkpoint
-
     model = marey.create_model("slowonly_r50", 4, width=4)
     save_checkpoint(
         tmp_path / "r.safetensors", model, preprocess=model.preprocess, class_names=tuple("abcd"), recipe={},
@@ -395,13 +404,6 @@ def test_only_detectors_and_recipes_of_boxes_make_banks(baseline, tmp_path):
 
 
 # A new film -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def rememberer(remembering, tmp_path_factory):
-    """A detector with a bank, trained a little."""
-    plan = remembering | {"training.epochs": 1}
-    return marey.train("own_boxes", plan, out=tmp_path_factory.mktemp("banked"), validate=True)
 
 
 def test_a_new_film_gives_what_the_test_gives(rememberer, baseline, films, bank):
@@ -434,22 +436,25 @@ def test_a_new_film_gives_what_the_test_gives(rememberer, baseline, films, bank)
 
 
 def test_the_command_writes_lines_and_a_film(rememberer, baseline, films, tmp_path):
-    out, drawn_ = tmp_path / "out.jsonl", tmp_path / "out.mp4"
+    out, seen = tmp_path / "out.jsonl", tmp_path / "out.mp4"
     words = [
         "predict", films.val.media / "val000.mp4", "--checkpoint", rememberer.checkpoint,
         "--bank-checkpoint", baseline.checkpoint, "--proposals", films.val.proposals,
-        "--out", out, "--video", drawn_, "--top", "2", "--device", "cpu",
+        "--out", out, "--video", seen, "--top", "2", "--device", "cpu",
     ]  # fmt: skip
-    done = command(*words)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == len(done.stdout.splitlines()) == 32
+    assert len(lines) == sum("person" in line and " s  " in line for line in done.stdout.splitlines()) == 32
     first = lines[0]
     assert first.keys() == {"source", "second", "box", "track", "actions", "person"}
     assert len(first["actions"]) == 2
     assert first["actions"][0].keys() == {"label", "name", "score"}
-    with marey.read_video(drawn_) as video, marey.read_video(films.val.media / "val000.mp4") as before:
+    with marey.read_video(seen) as video, marey.read_video(films.val.media / "val000.mp4") as before:
         assert len(video) == len(before)
+    for option, value in (("--span", "2s"), ("--submission", None), ("--person-detector", "x.pth")):
+        wrong = CliRunner().invoke(app, [*map(str, words), option, *([value] if value else [])])
+        assert wrong.exception.code == "USAGE"
 
 
 def test_wrong_use_is_told(rememberer, baseline, films, tmp_path, monkeypatch):
@@ -510,3 +515,33 @@ def test_a_person_detector_tells_where_persons_are(baseline, films, monkeypatch)
         baseline.checkpoint, film, person_detector="somewhere.pth", every=0.5, workers=0, quiet=True
     )
     assert len(next(iter(halves)).persons) == 36
+
+
+# What it is for ---------------------------------------------------------------------------------------
+
+
+def test_only_a_bank_tells_what_happened_long_before(tiny, baseline, bank, tmp_path):
+    """The answers' pixels are the same for both colours: 0.5 is what guessing reaches, whatever is learnt."""
+    with_bank = {
+        "model.weights": str(baseline.checkpoint),
+        "model.options": {
+            "width": 4,
+            "long_term": "max",
+            "frozen_stages": 4,
+            "norm_eval": True,
+            "dropout": 0.1,
+        },
+        "training.optimizer.lr": 0.1,
+        "training.epochs": 14,
+        "training.validate_every": 14,
+        "data.train.bank": str(bank),
+        "data.val.bank": str(bank),
+    }
+    trained = marey.train("own_boxes", tiny | with_bank, out=tmp_path, validate=True)
+    found = {}
+    for name, run in (("alone", baseline.run), ("with a bank", trained.run)):
+        rows = json.loads((run / "results.json").read_text())["per_class"]
+        found[name] = [row["ap"] for row in rows if row["class"].startswith("answer")]
+    alone, helped = np.mean(found["alone"]), np.mean(found["with a bank"])
+    assert alone < 0.6
+    assert helped > alone + 0.25
