@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -284,6 +285,10 @@ def test_a_bank_of_other_weights_is_refused(rememberer, remembering, baseline, t
     with pytest.raises(UsageError, match="strange") as told:  # of another than it was trained with
         marey.test(rememberer.run / "recipe.json", rememberer.checkpoint, other)
     assert told.value.code == "BANK_MODEL"
+    part_of_it = remembering | {"data.train.bank": str(strange), "data.val.bank": str(strange)}
+    with pytest.raises(DataError, match="lacks 8 of 8 videos: train000") as told:  # one that is not complete
+        marey.train("own_boxes", part_of_it, out=tmp_path)
+    assert told.value.code == "BANK_VIDEO"
     with pytest.raises(UsageError) as told:  # which the checkpoint knows, too
         marey.test("own_boxes", rememberer.checkpoint, remembering | other)
     assert told.value.code == "BANK_MODEL"
@@ -350,6 +355,28 @@ def test_a_killed_build_goes_on_and_writes_the_same_files(baseline, films, tmp_p
             recipe, baseline.checkpoint, tmp_path / "parts", split="val", shard=part(shard), quiet=True
         )
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_a_build_that_is_asked_to_stop_keeps_what_is_whole(baseline, tmp_path, monkeypatch):
+    monkeypatch.setattr("marey.jobs.bank_build.SHARD_ROWS", 1)
+    seen = []
+
+    class Stop:
+        def is_set(self):
+            seen.append(1)
+            return len(seen) > 20  # within the second film
+
+    @contextmanager
+    def stop_signals():
+        yield Stop()
+
+    monkeypatch.setattr("marey.jobs.bank_build.stop_signals", stop_signals)
+    with pytest.raises(MareyError, match="after 1 of 4 shards") as told:
+        build_bank(
+            baseline.run / "recipe.json", baseline.checkpoint, tmp_path / "bank", split="val", quiet=True
+        )
+    assert (told.value.code, told.value.exit_code) == ("INTERRUPTED", 130)
+    assert list(Bank(tmp_path / "bank").videos) == ["val000"]
 
 
 def test_a_damaged_shard_is_made_again_and_other_settings_are_refused(baseline, bank, tmp_path):

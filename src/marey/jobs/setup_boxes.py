@@ -1,7 +1,7 @@
 """From a recipe of boxes to what its jobs work with: key frames, proposals, banks, names of actions."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -50,7 +50,7 @@ def open_keys(recipe: BoxRecipe, *, training: bool) -> KeyLists:
     """Read the splits that a training or a test needs; test falls back to val.
 
     Raises UsageError NO_DATA naming the key that is missing, BANK_MODEL for a bank of another network;
-    DataError for what is wrong in a file.
+    DataError BANK_VIDEO for one without all of the videos, and for what is wrong in a file.
     """
     data = recipe.data
     actions = None if data.label_map is None else read_label_map(data.label_map)
@@ -104,7 +104,10 @@ def open_split(
         assert proposals is not None
         frames = proposed_set(proposals, num_classes=count, threshold=data.threshold, most=data.most)
     _with_media(frames, split.media, data.template)
-    bank = Bank(split.bank, model_sha256=data.bank_weights) if "bank" in needed else None
+    bank = None
+    if "bank" in needed:
+        bank = Bank(str(split.bank), model_sha256=data.bank_weights)
+        _check_bank(bank, frames.videos)
     return Split(str(split.annotation or split.proposals), frames, truth, excluded, bank)
 
 
@@ -129,6 +132,16 @@ def _with_media(frames: AvaSet, root: str, template: str | None) -> None:
             "put a file or a folder of frames of that name there, or take their rows out",
         )
     frames.media, frames.template = media, template
+
+
+def _check_bank(bank: Bank, videos: Sequence[str]) -> None:
+    absent = [video for video in videos if video not in bank.videos]
+    if absent:
+        raise DataError(
+            "BANK_VIDEO",
+            f"the bank {str(bank.path)!r} lacks {len(absent)} of {len(videos)} videos: "
+            f"{', '.join(absent[:3])}; build the rest by the same `marey bank build`",
+        )
 
 
 def complete(recipe: BoxRecipe, lists: KeyLists) -> BoxRecipe:
