@@ -6,7 +6,7 @@ stopped, with any number of workers.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -354,3 +354,17 @@ class Failures:
         """Stand where `plain` was called."""
         self.samples = state["samples"]
         self.files = {failure[1]: Failure(*failure) for failure in state["files"]}
+
+
+def check_complete(failed: Sequence[Failure], listed: int, allowed: float, what: str = "files") -> None:
+    """Refuse what was measured on a part only. Raises DataError INCOMPLETE.
+
+    allowed  largest share of what is listed that may be missing, but never all of it
+    """
+    if failed and (len(failed) > allowed * listed or len(failed) == listed):
+        first = "; ".join(f"{one.path}: {one.code}" for one in failed[:3])
+        raise DataError(
+            "INCOMPLETE",
+            f"{len(failed)} of {listed} {what} cannot be read ({first}); mend or remove them, or allow a "
+            f"share with data.max_bad_test={len(failed) / listed:.3g}",
+        )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from marey.data.ava_clips import KeySample, key_tests
 from marey.data.bank import Bank, BankCard, Rows, damage, shard_path, write_shard
-from marey.data.clips import Failure
+from marey.data.clips import Failure, check_complete
 from marey.data.workers import Pool
 from marey.errors import DataError, MediaError, UsageError, unknown
 from marey.jobs import setup
@@ -28,7 +28,6 @@ from marey.jobs.interrupt import Interrupted, stop_signals
 from marey.jobs.manifest import Shard
 from marey.jobs.progress import Progress
 from marey.jobs.setup_boxes import Split, open_split
-from marey.jobs.tags import check_complete
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import AnyRecipe, BoxRecipe

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from marey.data.ava import AvaSet
 from marey.data.ava_clips import KeySample, key_tests
-from marey.data.clips import Failure, test_indices
+from marey.data.clips import Failure, check_complete, test_indices
 from marey.data.workers import Pool
 from marey.errors import MareyError, MediaError, UsageError, unknown
 from marey.files import replacing
@@ -26,7 +26,6 @@ from marey.jobs.progress import Progress
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
 from marey.jobs.setup_boxes import Split, class_names, complete, counted, open_keys
-from marey.jobs.tags import check_complete
 from marey.metrics.ava import FrameMap, frame_map, result_rows
 from marey.metrics.ava_explain import explain
 from marey.metrics.ava_tables import Rows, write_results

@@ -11,7 +11,7 @@ from lightning_fabric.fabric import Fabric
 from torch import Tensor, nn
 
 from marey.data.ava_clips import KeyBatch, key_batches
-from marey.data.clips import Failures, copy_rng, steps_per_epoch
+from marey.data.clips import Failures, check_complete, copy_rng, steps_per_epoch
 from marey.data.workers import Pool
 from marey.errors import UsageError
 from marey.jobs import setup
@@ -19,7 +19,6 @@ from marey.jobs.boxes import results, score_keys, windows
 from marey.jobs.epochs import Validated, scheduled_rate
 from marey.jobs.runs import Run
 from marey.jobs.setup_boxes import KeyLists, class_names, complete, counted, open_keys
-from marey.jobs.tags import check_complete
 from marey.metrics.ava_tables import Rows, write_results
 from marey.recipes.schema import BoxRecipe
 from marey.training.boxes import box_loss, box_terms, shown

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from lightning_fabric.fabric import Fabric
 from torch import nn
 
-from marey.data.clips import Failure, test_indices, test_views
+from marey.data.clips import Failure, check_complete, test_indices, test_views
 from marey.data.lists import ClipList
 from marey.data.workers import Pool
 from marey.errors import DataError, MareyError, unknown
@@ -91,17 +91,6 @@ def score_list(
     good = [(index, row) for index, row in together if not isinstance(row, Failure)]
     failed = [row for _, row in together if isinstance(row, Failure)]
     return Scored([index for index, _ in good], [row for _, row in good], failed)
-
-
-def check_complete(scored: Scored, listed: int, allowed: float) -> None:
-    """Refuse a number that was measured on part of the list only. Raises DataError INCOMPLETE."""
-    if scored.failed and (len(scored.failed) > allowed * listed or not scored.indices):
-        first = "; ".join(f"{f.path}: {f.code}" for f in scored.failed[:3])
-        raise DataError(
-            "INCOMPLETE",
-            f"{len(scored.failed)} of {listed} files cannot be read ({first}); mend or remove them, or allow "
-            f"a share with data.max_bad_test={len(scored.failed) / listed:.3g}",
-        )
 
 
 def measure(
@@ -290,7 +279,7 @@ def test(
             views_per_forward=plan.testing.views_per_forward,
             progress=Progress("testing", quiet=not fabric.is_global_zero),
         )
-    check_complete(scored, len(clips), plan.data.max_bad_test)
+    check_complete(scored.failed, len(clips), plan.data.max_bad_test)
     found = results(plan, scored, clips, plan.clips.test, classes=classes, checkpoint=str(checkpoint))
     found["metrics"] = {name: found["metrics"][name] for name in metrics or found["metrics"]}
     if fabric.is_global_zero:

@@ -12,12 +12,12 @@ import torch
 from lightning_fabric.fabric import Fabric
 from torch import Tensor, nn
 
-from marey.data.clips import Batch, Failures, copy_rng, steps_per_epoch, train_batches
+from marey.data.clips import Batch, Failures, check_complete, copy_rng, steps_per_epoch, train_batches
 from marey.data.workers import Pool
 from marey.errors import UsageError
 from marey.jobs import setup
 from marey.jobs.epochs import Validated, scheduled_rate
-from marey.jobs.evaluate import Scored, check_complete, results, score_list, write_scores
+from marey.jobs.evaluate import Scored, results, score_list, write_scores
 from marey.jobs.runs import Run
 from marey.models import DETECTORS
 from marey.recipes.schema import Recipe
@@ -222,7 +222,7 @@ class Recognition:
             multi_label=recipe.data.independent,
             views_per_forward=recipe.testing.views_per_forward,
         )
-        check_complete(scored, len(clips), recipe.data.max_bad_test)
+        check_complete(scored.failed, len(clips), recipe.data.max_bad_test)
         found = results(recipe, scored, clips, recipe.clips.val, checkpoint=None, classes=self.classes)
         self.last, metrics = (found, scored), found["metrics"]
         main = metrics["map" if recipe.data.multi_label else "top1"]

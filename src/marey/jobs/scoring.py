@@ -10,10 +10,10 @@ import numpy as np
 from lightning_fabric.fabric import Fabric
 from torch import nn
 
-from marey.data.clips import Failure
+from marey.data.clips import Failure, check_complete
 from marey.data.lists import ClipList, read_list
 from marey.data.workers import Pool
-from marey.jobs.evaluate import check_complete, score_list
+from marey.jobs.evaluate import score_list
 from marey.jobs.progress import Progress
 from marey.jobs.provenance import card_path, now, sha256_of, write_card
 from marey.jobs.setup import cores
@@ -62,7 +62,7 @@ def score_clips(
         views_per_forward=views_per_forward,
         progress=progress,
     )
-    check_complete(scored, len(clips), max_bad)
+    check_complete(scored.failed, len(clips), max_bad)
     names: Any = getattr(model, "class_names", None)
     labels = [clips.labels(index) for index in scored.indices]
     table = score_table(

@@ -13,7 +13,7 @@ from lightning_fabric.fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from marey.data.clips import Failure
+from marey.data.clips import Failure, check_complete
 from marey.data.shards import Shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Batch, Layout, batches
@@ -140,17 +140,6 @@ def _joined(metrics: TaggingMetrics, fabric: Fabric) -> TaggingMetrics:
     return whole
 
 
-def check_complete(failed: Sequence[Failure], listed: int, allowed: float, what: str = "records") -> None:
-    """Refuse what was measured on a part of them only. Raises DataError INCOMPLETE."""
-    if len(failed) > allowed * listed:
-        first = "; ".join(f"{one.path}: {one.code}" for one in failed[:3])
-        raise DataError(
-            "INCOMPLETE",
-            f"{len(failed)} of {listed} {what} cannot be read ({first}); mend or remove them, or allow a "
-            f"share with data.max_bad_test={len(failed) / listed:.3g}",
-        )
-
-
 def evaluate_tags(
     model: nn.Module,
     shards: Shards,
@@ -191,7 +180,7 @@ def evaluate_tags(
     found, loss, failed = measure_tags(
         model, shards, layout, pool=pool, top=top, batch=batch, fabric=fabric, progress=progress
     )
-    check_complete(failed, len(shards), max_bad)
+    check_complete(failed, len(shards), max_bad, "records")
     classes = _names(model, names, layout.num_classes)
     ap = [None if np.isnan(value) else value for value in found.ap.tolist()]
     return {
