@@ -1,11 +1,9 @@
 """Own videos: any recognizer, the user's own list, as many classes as the data has."""
 
-from inspect import signature
 from typing import Any
 
 import msgspec
 
-from marey.models import MODELS
 from marey.recipes.schema import Data, Distill, Model, Recipe, Training
 from marey.training.optim import Optimizer, Schedule
 from marey.video.preprocess import Preprocess, Protocol
@@ -59,8 +57,6 @@ def scratch(model: str = "tsm_r18") -> Recipe:
         test=small,
     )
     options: dict[str, Any] = {"dropout": 0.2} | ({"crop": 96} if _one_size(model) else {})
-    if "zero_init_residual" in signature(MODELS[model]).parameters:
-        options["zero_init_residual"] = True  # leaves the plateau at chance epochs earlier
     return msgspec.structs.replace(
         base,
         name="finetune.scratch",
