@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 import torch
 
@@ -11,6 +12,8 @@ from marey.jobs.bench import bench, lines, parse_size, peak_memory
 from marey.models import build
 from marey.models.cost import macs
 from marey.models.fold import folded
+from marey.weights.create import create_model
+from marey.weights.native import save_checkpoint
 from tests.systems.conftest import marey
 
 CPU = torch.device("cpu")
@@ -37,6 +40,16 @@ def test_patterns_give_their_networks_and_segments_follow_the_input():
     head, *table = lines(rows)
     assert len({len(line) for line in (head, *table)}) == 1
     assert [line.split()[:3] for line in table] == [[name, "4x32x32", "1"] for name in ("tsm_r18", "tsn_r18")]
+
+
+def test_without_a_size_clips_are_what_the_network_sees(tmp_path):
+    model = create_model("tsn_r18", 3, width=8)
+    for crop, seen in ((64, None), (64, 32)):
+        fed = msgspec.structs.replace(model.preprocess, frames=2, crop=crop, short_side=crop, input_size=seen)
+        path = tmp_path / f"{seen}.safetensors"
+        save_checkpoint(path, model, preprocess=fed, class_names=None, recipe={}, metrics={})
+        (row,) = bench([str(path)], rounds=1, device="cpu")
+        assert row.input == f"2x{seen or crop}x{seen or crop}"
 
 
 def test_threads_are_given_back():

@@ -71,7 +71,7 @@ def test_multiply_adds_are_those_of_the_original_to_the_last_digit(name, frames,
     assert f"{macs(model, (3, frames, crop, crop)) / 1e9:.3f}" == f"{MEASURED[name, frames, crop]:.3f}"
 
 
-RESKD = json.loads((Path(__file__).parent / "oracles" / "reskd_cost.json").read_text())
+RESKD = json.loads((Path(__file__).parent / "oracles" / "cost" / "reskd.json").read_text())
 OURS = {  # network -> our name, and the classes its parameters count
     **{f"TSN ResNet-{depth}": (f"tsn_r{depth}", 200) for depth in (18, 34, 50, 101, 152)},
     "TSM ResNet-50": ("tsm_r50", 174),

@@ -249,7 +249,8 @@ def _network(name: str, size: str | None) -> tuple[nn.Module, tuple[int, int, in
         raise UsageError(
             "NO_CLIPS", f"{name} takes features of frames, not clips; there is nothing to measure"
         )
-    return model.eval(), shape or (plan.frames, plan.input_size, plan.input_size)
+    side = plan.input_size or plan.crop
+    return model.eval(), shape or (plan.frames, side, side)
 
 
 def parse_size(text: str) -> tuple[int, int, int]:
