@@ -58,6 +58,7 @@ class Peer:
 
     def add(self, scores, labels):
         """Count a batch."""
+        labels = labels.astype(np.float64)  # numpy 2 would add up float32 labels in float32
         self.videos += len(scores)
         self.hits += float(labels[np.arange(len(labels)), np.argmax(scores, 1)].sum())
         for row, own in zip(scores, labels, strict=True):
