@@ -13,9 +13,11 @@ from marey.jobs import persons
 from marey.jobs.overlay import COLOURS, Scenes, drawn, write_overlay
 from marey.jobs.persons import PersonDetector, weights_of
 from marey.jobs.predict import Score
-from marey.jobs.predict_boxes import Person, Tracks, Watched, best_actions, named
+from marey.jobs.predict_boxes import PUBLISHED, Person, Tracks, Watched, best_actions, named, predict_boxes
 from marey.video.reader import read_video
 from marey.video.synthetic import write_video
+from marey.weights.create import create_model
+from marey.weights.published import RELEASES
 
 
 def box(x, y=0.2, width=0.2, height=0.5):
@@ -208,3 +210,18 @@ def test_a_real_detector_of_torchvision_runs(tmp_path, monkeypatch):
     assert found.boxes.max() <= 1
     assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
     assert (np.diff(found.scores) <= 0).all()
+
+
+def test_a_published_detector_remembers_with_the_published_baseline(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("MAREY_CACHE", str(tmp_path))
+    monkeypatch.setenv("MAREY_OFFLINE", "1")
+    model = create_model("slowonly_r50_det", 4, width=8, long_term="avg")
+    assert PUBLISHED in RELEASES
+    with pytest.raises(MareyError, match=PUBLISHED) as told:
+        list(predict_boxes(model, tmp_path / "film.mp4", quiet=True))
+    assert told.value.code == "WEIGHTS_OFFLINE"
+    assert PUBLISHED in capsys.readouterr().err
+    model.metadata = {"recipe": {}}  # of a training of ours
+    with pytest.raises(UsageError, match="--bank-checkpoint") as told:
+        list(predict_boxes(model, tmp_path / "film.mp4", quiet=True))
+    assert told.value.code == "NO_BANK"

@@ -6,6 +6,7 @@ made on the way by the baseline that made the bank it was trained with.
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ SAME = 0.3  # overlap from which a box goes on with a track
 LOST = 2  # key frames that a person may be out of sight
 AT_ONCE = 8  # pictures that go through the person detector
 SECONDS = 60.0  # time limit of one clip
+# whose features the banks of MMAction2's published detectors hold
+PUBLISHED = "slowonly_kinetics_pretrained_r50_4x16x1_20e_ava_rgb_20201217-40061d5f"
 
 
 class Person(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,7 +118,8 @@ def predict_boxes(
     sources          as for `marey.predict`
     proposals        a file of boxes (see `read_proposals`), named by the film's file without its suffix
     person_detector  without proposals: see `PersonDetector`
-    bank_model       of a detector with long_term: the baseline whose bank it was trained with
+    bank_model       of a detector with long_term: the baseline whose bank it was trained with. None: of a
+                     published one the published baseline
     person_threshold  score from which a box counts as a person; one counts in any case. None: as in training
     top, threshold   how many actions of a person, and how probable they must be
     every            seconds between key frames; None: as in training. With a bank nothing else is possible
@@ -354,9 +358,15 @@ def _of_films(trained: dict[str, Any], every: float | None, *, banked: bool) -> 
 
 
 def _baseline(model: Any, given: nn.Module | str | os.PathLike[str] | None, wanted: str | None) -> Any:
-    """The network that a film's bank is made with. Raises UsageError NO_BANK, BANK_MODEL."""
+    """The network that a film's bank is made with; of a published detector the published one.
+
+    Raises UsageError NO_BANK, BANK_MODEL, and what `open_model` does.
+    """
+    if given is None and wanted is None and getattr(model, "metadata", None) is None:
+        print(f"the bank of the film is made with {PUBLISHED}", file=sys.stderr)
+        given = PUBLISHED
     if given is None:
-        of = f" of the weights {wanted[:12]}" if wanted else ", of a published one the published baseline"
+        of = f" of the weights {wanted[:12]}" if wanted else ""
         raise UsageError(
             "NO_BANK",
             "the detector takes a feature bank; give --bank-checkpoint, the baseline whose bank it was "
