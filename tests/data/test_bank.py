@@ -147,6 +147,7 @@ def test_a_bank_in_memory_gives_what_the_one_on_disk_gives(folder):
     videos = {video: rows_of(persons, n) for n, (video, persons) in enumerate(PERSONS.items())}
     held, keys = Bank.of(CARD, videos), [("vidA", 931), ("vidB", 1799)]
     assert torch.equal(held.look_up(keys, epoch=1), Bank(folder).look_up(keys, epoch=1))
+    # safe: the bytes were pickled in the same line
     again = pickle.loads(pickle.dumps(held))
     assert torch.equal(held.look_up(keys), again.look_up(keys))
 

@@ -195,7 +195,8 @@ def test_pickled_sums_become_means_and_come_back_to_the_bit(tmp_path):
     assert table.logits == pytest.approx(CLIPS.mean(axis=0), abs=1e-6)
     assert np.array_equal(read_as(table, "summed_logits"), softmax(total))
     write_published(tmp_path / "again.pkl", table, kind="logits")
-    content = pickle.loads((tmp_path / "again.pkl").read_bytes())  # ours, just written
+    # safe: this test wrote the file just now
+    content = pickle.loads((tmp_path / "again.pkl").read_bytes())
     assert np.array_equal(content["video_preds"], total) and content["video_preds"].dtype == np.float32
     assert np.array_equal(content["video_labels"], [0, 1, 2, -1])
 
