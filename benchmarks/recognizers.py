@@ -2,18 +2,23 @@
 
     make bench-peers                       # sets up the peers' environment in build/peers and runs this
     build/peers/bin/python benchmarks/recognizers.py [--train] [--rounds 5] [--threads N] [--case WORDS]
-                                           [--out FILE.md] [--tuned]
+                                           [--out FILE.md] [--tuned | --apart]
 
 The same weights, the same clip, one process, in turns; outputs, and in training the gradients' length, are
-compared before anything is timed. What the columns mean stands in benchmarks/README.md.
+compared before anything is timed. With --apart each is timed in a process of its own, still in turns, with
+the environment that its users have. What the columns mean stands in benchmarks/README.md.
 """
 
 import argparse
+import importlib
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from subprocess import run as command
@@ -36,6 +41,7 @@ from marey.weights.load import load_weights
 
 CPU = torch.device("cpu")
 OURS = "Marey"
+SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}  # those of the `marey` command
 TOLERANCE, STEP_TOLERANCE = 1e-4, 1e-3  # gradients through batch norms of one clip carry rounding further
 PEERS = ("mmaction2", "pytorchvideo", "pyslowfast")
 SHARES = {"p", "drop_prob", "rate"}  # what classes call the share that they drop in training
@@ -222,10 +228,51 @@ def outcome(network: Pass, clip: Tensor) -> list[Tensor]:
     return [logits, network.length()] if isinstance(network, Step) else [logits]
 
 
+class Apart:
+    """A contestant in a process of its own, which is at rest until it is called."""
+
+    def __init__(self, module: str, number: int, who: str, *, train: bool) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far = context.Pipe()
+        given = (far, module, number, who, torch.get_num_threads(), train)
+        kept = dict(os.environ)
+        os.environ.update(SETTINGS if who == OURS else {})
+        context.Process(target=serve, args=given, daemon=True).start()
+        os.environ.clear()
+        os.environ.update(kept)
+        self.pipe.recv()
+
+    def __call__(self) -> float:
+        """Seconds of one pass."""
+        self.pipe.send(True)
+        return float(self.pipe.recv())
+
+
+def serve(pipe: Any, module: str, number: int, who: str, threads: int, train: bool) -> None:
+    """Run a contestant of a module's case, once before it is ready and then whenever the pipe says so."""
+    torch.set_num_threads(threads)
+    found = contestants(importlib.import_module(module).CASES[number], train=train)
+    network, clip = next((network, clip) for name, network, clip in found if name == who)
+    del found
+    network(clip)
+    pipe.send(True)
+    with suppress(EOFError):
+        while pipe.recv():
+            pipe.send(timed(lambda: network(clip), CPU))
+
+
 def measure(
-    case: Case, rounds: int, product: Callable[[], float], *, train: bool
+    case: Case,
+    rounds: int,
+    product: Callable[[], float],
+    *,
+    train: bool,
+    apart: tuple[str, int] | None = None,
 ) -> tuple[dict[str, Measured], list[float]]:
-    """All contestants in turn, a round starting with another one each time; and the rates of the product."""
+    """All contestants in turn, a round starting with another one each time; and the rates of the product.
+
+    apart   the module and the number in its CASES, where each is to run in a process of its own
+    """
     ready = list(contestants(case, train=train))
     wanted = outcome(*ready[-1][1:])
     memory, differences = {}, {}
@@ -238,13 +285,18 @@ def measure(
         with peak_memory(CPU) as peak:
             network(clip)
         memory[who] = peak[0] / MIB if peak else float("nan")
-    seconds: dict[str, list[float]] = {who: [] for who, _, _ in ready}
+    clocks: dict[str, Callable[[], float]]
+    if apart:
+        clocks = {who: Apart(*apart, who, train=train) for who, _, _ in ready}
+    else:
+        clocks = {who: partial(timed, partial(network, clip), CPU) for who, network, clip in ready}
+    seconds: dict[str, list[float]] = {who: [] for who in clocks}
     rates = []
     for number in range(rounds):
         rates.append(product())
         start = number % len(ready)
-        for who, network, clip in [*ready[start:], *ready[:start]]:
-            seconds[who].append(timed(lambda n=network, c=clip: n(c), CPU))  # type: ignore[misc]
+        for who in [*clocks][start:] + [*clocks][:start]:
+            seconds[who].append(clocks[who]())
     work = macs(build(case.name, 400, **case.overrides), (3, *case.shape)) * (BACKWARD if train else 1)
     found = {
         who: Measured(
@@ -310,18 +362,20 @@ def main(cases: list[Case] = CASES, what: str = "recognizers", about_it: str | N
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tuned", action="store_true", help="all in the environment that `marey` sets")
+    parser.add_argument("--apart", action="store_true", help="each in its users' environment and own process")
     parser.add_argument("--case", default="", help="only networks whose name holds this")
     parser.add_argument("--out", type=Path, help="report; default: named by date, threads and kind")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    chosen = [case for case in cases if given.case in case.title]
+    chosen = [(number, case) for number, case in enumerate(cases) if given.case in case.title]
     if not chosen:
         sys.exit(f"--case {given.case}: there are {', '.join(case.title for case in cases)}")
     product = gemm("32", CPU)
     text, rates, started = about(what, given.threads, train=given.train), [], time.monotonic()
     table = [_row(*HEAD), _row(*["---"] * len(HEAD))]
-    for case in chosen:
-        found, some = measure(case, given.rounds, product, train=given.train)
+    for number, case in chosen:
+        apart = (Path(sys.argv[0]).stem, number) if given.apart else None
+        found, some = measure(case, given.rounds, product, train=given.train, apart=apart)
         rates += some
         table += rows(case, found)
         print("\n".join(rows(case, found)), flush=True)
@@ -331,7 +385,7 @@ def main(cases: list[Case] = CASES, what: str = "recognizers", about_it: str | N
         "",
         *table,
     ]
-    kind = f"{what}-training" if given.train else what
+    kind = what + "-training" * given.train + "-apart" * given.apart
     default = Path(__file__).parent / f"{date.today()}-{given.threads}core-{kind}.md"
     (given.out or default).write_text("\n".join(text) + "\n", encoding="utf-8")
     print(given.out or default)
