@@ -44,6 +44,18 @@ def test_the_mean_is_a_third_of_pyslowfast_s_sum_of_three_views():
     np.testing.assert_allclose(3 * got.numpy(), summed, atol=1e-6)
 
 
+def test_the_largest_probabilities_are_pyslowfast_s_ensemble_by_max():
+    largest = [  # of the same views, ENSEMBLE_METHOD max
+        [0.44745066762, 0.288376152515, 0.834601759911, 0.205202996731, 0.840200841427],
+        [0.888011991978, 0.962317585945, 0.98824685812, 0.063746958971, 0.00331626925617],
+    ]
+    logits = 2 * drawn_input([6, 5], 300)
+    got = torch.stack([average_views(logits[:3], "max"), average_views(logits[3:], "max")])
+    np.testing.assert_allclose(got.numpy(), largest, atol=1e-6)
+    several = average_views(logits, "max", multi_label=True)
+    assert torch.allclose(several, logits.sigmoid().max(0).values)
+
+
 def test_with_several_labels_each_class_has_a_probability_of_its_own():
     expected = (1 / (1 + np.exp(-drawn().double().numpy()))).mean(0)
     np.testing.assert_allclose(average_views(drawn(), multi_label=True).numpy(), expected, atol=1e-6)

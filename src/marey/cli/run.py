@@ -327,7 +327,9 @@ def test(
         Path | None, typer.Option(help="results.json to write; default: into the run's folder.")
     ] = None,
     metrics: Annotated[list[str] | None, typer.Option(help="Only these; may be given several times.")] = None,
-    average_clips: Annotated[str | None, typer.Option(help="prob, score, or none: one row per view.")] = None,
+    average_clips: Annotated[
+        str | None, typer.Option(help="prob, score, max, or none: one row per view.")
+    ] = None,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,

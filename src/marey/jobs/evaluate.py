@@ -141,6 +141,8 @@ def measure(
 
 def _loss(scores: np.ndarray, truth: np.ndarray, average: str) -> float:
     sure = _softmax(scores) if average == "score" else scores
+    if average == "max":
+        sure = sure / sure.sum(1, keepdims=True)
     return float(-np.log(np.maximum(sure[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
@@ -245,7 +247,7 @@ def test(
     out            results file to write (.json); the scores go beside it, with the suffix .parquet. None:
                    results.json and scores.parquet of the checkpoint's run folder, when it lies in one
     metrics        the metrics to give; none named: all
-    average_clips  "prob", "score", or "none": scores per view and no metrics; None: as the recipe says
+    average_clips  "prob", "score", "max", or "none": scores per view and no metrics; None: as the recipe says
     Returns what results.json holds, in the first process; the others get the same.
     """
     chosen = load_recipe(recipe, overrides)

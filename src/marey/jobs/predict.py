@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from marey.errors import MareyError, UsageError
 from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
-from marey.video.preprocess import Preprocess, Views, average_views, normalize
+from marey.video.preprocess import Average, Preprocess, Views, average_views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import expand
 from marey.weights.create import open_model
@@ -94,7 +94,8 @@ def predict(
                     logits = view_logits(network, views, network.preprocess, place, views_per_forward)
                     if network.preprocess.average == "score":
                         logits = logits.mean(0, keepdim=True)
-                    scores = average_views(logits, "prob", multi_label=bool(several)).numpy()
+                    how: Average = "max" if network.preprocess.average == "max" else "prob"
+                    scores = average_views(logits, how, multi_label=bool(several)).numpy()
                     best = []
                     for label in np.argsort(-scores, kind="stable")[:top].tolist():
                         name = labels[label] if labels else str(label)

@@ -221,7 +221,7 @@ def clips(contents: Contents) -> str:
         return ""
     average = (results.get("protocol") or {}).get("average", "prob")
     probability = scores.values
-    if average != "prob":
+    if average not in ("prob", "max"):
         probability = examples.probabilities(probability, multi_label=not results.get("confusion"))
     classes = [str(name) for name in results.get("classes") or range(probability.shape[1])]
     template = (recipe.get("data") or {}).get("template")

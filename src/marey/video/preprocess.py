@@ -6,7 +6,7 @@ Pixels stay uint8 `[T, H, W, 3]` RGB until `normalize` turns a batch into the ne
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 from typing import Protocol as Interface
 
 import msgspec
@@ -38,7 +38,7 @@ from marey.video.transforms import (
 
 Sampling = Literal["clip", "segments", "dense", "untrimmed", "uniform", "key"]
 TrainCrop = Literal["area", "multiscale5", "multiscale13", "random", "center"]
-Average = Literal["prob", "score", "none"]
+Average = Literal["prob", "score", "max", "none"]
 Triple = tuple[float, float, float]
 
 STEPPED = ("clip", "untrimmed", "key")  # samplings with an interval
@@ -211,7 +211,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     input_antialias   that resize averages over all pixels; else it is bilinear between the nearest four,
                       which for a half is the mean of 2 x 2 pixels
     val, test         protocols of validation and test
-    average           how view scores become one: mean of "prob"abilities, of logits ("score"), or "none"
+    average           how view scores become one: mean of "prob"abilities, of logits ("score"), the largest
+                      probability of each class ("max", which do not sum to 1; PySlowFast's ENSEMBLE_METHOD
+                      max), or "none"
     """
 
     frames: int = 8
@@ -557,19 +559,21 @@ def average_views(logits: Tensor, how: Average = "prob", *, multi_label: bool = 
 
     logits       float [V, C], V >= 1
     how          "prob": mean of the views' probabilities, float [C]. "score": mean of the logits, float [C].
-                 "none": the logits of every view, [V, C], as they are
+                 "max": the largest of the views' probabilities of each class, float [C]. "none": the logits
+                 of every view, [V, C], as they are
     multi_label  probabilities are sigmoids, not a softmax
     Raises MareyError SCORES_SHAPE, UNKNOWN_NAME.
     """
     if logits.ndim != 2 or not len(logits):
         raise MareyError("SCORES_SHAPE", f"logits must be [views, classes], not {list(logits.shape)}")
-    if how == "prob":
-        return (logits.sigmoid() if multi_label else logits.softmax(1)).mean(0)
+    if how in ("prob", "max"):
+        probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+        return probabilities.mean(0) if how == "prob" else probabilities.amax(0)
     if how == "score":
         return logits.mean(0)
     if how == "none":
         return logits
-    raise unknown("way to average views", how, ("prob", "score", "none"))
+    raise unknown("way to average views", how, get_args(Average))
 
 
 def _faults(p: Preprocess) -> dict[str, bool]:
