@@ -152,6 +152,22 @@ def test_a_box_claims_the_first_of_the_truths_that_it_overlaps_equally():
     assert frame_map(truth.take(np.array([1, 0])), found).matched.tolist() == [2]
 
 
+@pytest.mark.parametrize("protocol", ["mmaction2", "activitynet"])
+def test_of_truths_overlapped_equally_the_highest_entity_is_claimed(protocol):
+    """Both originals sort the truths of a key frame by their eighth column, as they do results by score."""
+    first, second = [0, 0, 0.75, 1], [0.25, 0, 1, 1]
+    found = make_rows(["a,0000"] * 2, [[0.125, 0, 0.875, 1], first], [1, 1], [0.9, 0.5])
+    for entities, matched in (([7, 3], 1), ([3, 7], 2)):
+        for order in ([0, 1], [1, 0]):
+            truth = make_rows(["a,0000"] * 2, [first, second], [1, 1], entities).take(np.array(order))
+            assert frame_map(truth, found, protocol=protocol).matched.tolist() == [matched]
+
+
+def test_actions_may_have_any_number():
+    truth = make_rows(["a,0000"] * 3, [[0, 0, 1, 1]] * 3, [40_000, 7, 70_000], [0, 0, 0])
+    assert values(frame_map(truth, truth._replace(extra=truth.extra + 0.5)).ap) == [1.0, 1.0, 1.0]
+
+
 def test_what_counts_is_counted():
     keys = ["a,0001", "a,0002", "b,0001"]
     truth = make_rows(keys[:2], [[0, 0, 1, 1], [0, 0, 0.5, 0.5]], [1, 15], [0, 0])

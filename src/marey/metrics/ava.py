@@ -10,9 +10,10 @@ Two protocols, equal to their originals (numbers from arrays or from CSV are the
     activitynet  activitynet/ActivityNet@82304fa (get_ava_performance.py): key frames that the truth does not
                  list are left out of the results, and of each key frame the 50 best labelled boxes count
 
-Both: a box claims the truth of its class that it overlaps most, the first of equals. If by 0.5 and the truth
-is still free, it is right; there is no second choice. A class with truth but without results has AP 0, one
-without truth none. AP is the area under the precision envelope over every step of recall.
+Both: a box claims the truth of its class that it overlaps most. If by 0.5 and the truth is still free, it is
+right; there is no second choice. Of truths that it overlaps equally it claims that of the highest entity, as
+the originals read that column as a score, then the first. A class with truth but without results has AP 0,
+one without truth none. AP is the area under the precision envelope over every step of recall.
 
 Ties: a key frame's boxes claim truths by descending score, equal ones in the order of the file. The ranking
 of a class by score takes equal ones in reverse: the key frame that appears later in the file first, and the
@@ -250,13 +251,15 @@ def _claims(
     protocol: Protocol,
     counts: dict[str, int],
 ) -> _Claims:
+    entity = np.nan_to_num(truth.extra, nan=1.0)
     if protocol == "activitynet":
         seen = frames.marked(frames.truth)  # also by a row of a class that does not count, or of none
         counts["results in frames that the truth does not list"] = int(
             (kept_found & ~seen[frames.found]).sum()
         )
         kept_found = kept_found & seen[frames.found]
-        chosen, true = _best(found, frames.found, kept_found), _as_heap(truth, frames.truth, kept_truth)
+        chosen = _through_heaps(found, frames.found, kept_found, found.extra, MOST)
+        true = _through_heaps(truth, frames.truth, kept_truth, entity, len(truth.extra) + 1)
         counts["results beyond the best 50 of a frame"] = int(kept_found.sum()) - len(chosen)
     else:
         true, chosen = np.flatnonzero(kept_truth), np.flatnonzero(kept_found)
@@ -267,9 +270,11 @@ def _claims(
     seen, frame = frames.marked(frames.truth[true]), frames.found[chosen]
     if (np.diff(frame) < 0).any():  # the rows of a key frame do not lie together
         chosen = chosen[np.argsort(frame, kind="stable")]
-    action = found.action[chosen].astype(np.int16)  # which is sorted by radix
+    action = found.action[chosen]
+    if action.max(initial=0) < 2**15:
+        action = action.astype(np.int16)  # which is sorted by radix
     return _Claims(
-        true[np.lexsort((frames.truth[true], truth.action[true]))],
+        true[np.lexsort((-entity[true], frames.truth[true], truth.action[true]))],
         chosen[np.argsort(action, kind="stable")],
         int((~seen[frame]).sum()),
     )
@@ -328,21 +333,12 @@ def _average_precision(right: Ints, truths: int) -> float:
 # The ActivityNet script's 50 best ---------------------------------------------------------------------
 
 
-def _best(rows: Rows, frame: Ints, kept: Mask) -> Ints:
+def _through_heaps(rows: Rows, frame: Ints, kept: Mask, score: Floats, most: int) -> Ints:
     """The rows that the ActivityNet script keeps of each key frame, in its order: int64.
 
     It pushes them on a heap, from which a higher score drives out the lowest item (score, class, y1, x1, y2,
     x2), and sorts what is left by score; the heap's own order decides between equal scores.
     """
-    return _through_heaps(rows, frame, kept, rows.extra, MOST)
-
-
-def _as_heap(rows: Rows, frame: Ints, kept: Mask) -> Ints:
-    """The truths in the order of the ActivityNet script, whose heap sorts them by class and box."""
-    return _through_heaps(rows, frame, kept, np.ones(len(frame)), len(frame) + 1)
-
-
-def _through_heaps(rows: Rows, frame: Ints, kept: Mask, score: Floats, most: int) -> Ints:
     chosen = np.flatnonzero(kept)
     chosen = chosen[np.argsort(frame[chosen], kind="stable")]
     y1x1y2x2 = rows.boxes[:, [1, 0, 3, 2]]
