@@ -122,6 +122,12 @@ def test_results_need_finite_numbers_only(tmp_path):
         assert error.value.code in ("AVA_BOX", "AVA_SCORE")
 
 
+@pytest.mark.parametrize("other", ["", "b,902,0,0,1,1,2,0.25\n"])
+def test_a_result_without_score_counts_as_sure(tmp_path, other):
+    rows = read_rows(written(tmp_path, f"a,902,0,0,1,1,1\n{other}"), "result")
+    assert rows.extra.tolist() == [1.0, 0.25][: len(rows.extra)]
+
+
 def test_files_that_are_none(tmp_path):
     for path, code in ((tmp_path / "none.csv", "NOT_FOUND"), (tmp_path, "NO_ACCESS")):
         for read in (lambda p: read_rows(p, "truth"), read_label_map):

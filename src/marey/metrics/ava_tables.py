@@ -6,8 +6,8 @@
 
 Boxes are fractions of width and height, actions count from 1. A key frame is called "video,second", its whole
 seconds padded to four digits: `0f39OWEqJ24,0902`. In the truth of an evaluation a row may end after the
-second (a key frame where nobody is labelled) or after the action. What is wrong is collected in `Faults`,
-which name row and column.
+second (a key frame where nobody is labelled) or after the action; a result that ends there scores 1, as in
+the originals. What is wrong is collected in `Faults`, which name row and column.
 """
 
 import csv
@@ -200,6 +200,8 @@ def read_rows(path: str | os.PathLike[str], kind: Kind, faults: Faults | None = 
     if rows is None:
         rows = _slow_rows(path, kind, faults)
         rows = rows.take(~_wrong(rows, kind, faults))
+    if kind == "result":
+        rows = rows._replace(extra=np.nan_to_num(rows.extra, nan=1.0))
     if own:
         faults.check()
     if not len(rows.video) and kind != "exclusion" and not faults.total:
