@@ -240,5 +240,7 @@ def test_thresholds_by_class_custom_actions_and_single_ones():
     assert custom.action.tolist() == [11, 11, 3, 3] and custom.extra.tolist() == [0.2, 0.5, 0.6, 0.3]
     single = result_rows(frames, single=True)
     assert list(zip(single.action.tolist(), single.extra.tolist(), strict=True)) == [(1, 0.5), (2, 0.6)]
+    same = [("v,0001", [[0, 0, 1, 1]], np.float32([[0, 0.002, 0.0021]]))]  # float32(0.002) is above 0.002
+    assert result_rows(same).action.tolist() == [2]
     nothing = result_rows([("v,0001", np.empty((0, 4)), np.empty((0, 3)))])
     assert len(nothing.action) == 0 and len(result_rows([]).action) == 0

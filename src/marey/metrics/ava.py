@@ -381,7 +381,8 @@ def result_rows(
     boxes, actions, scores = list[Floats](), list[Ints](), list[Floats]()
     for _, box, score in frames:
         table = np.asarray(score)
-        limits = np.broadcast_to(np.asarray(threshold, np.float64), table.shape[1:])[1:]
+        precision = table.dtype if table.dtype.kind == "f" else np.float64  # that of the scores, as published
+        limits = np.broadcast_to(np.asarray(threshold, precision), table.shape[1:])[1:]
         above = table[:, 1:] > limits
         if single and len(table):
             best = table[:, 1:].argmax(axis=1)
