@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import msgspec
@@ -151,6 +152,9 @@ def test_the_report_says_what_each_step_is_worth(whole):
     for part in ("Accuracy", "Labels", "Agreement", "Confusion", "Confident", "Dark"):
         assert part in page
     assert "labels of the target were used" not in page.lower()
+    dark = page.partition('id="dark"')[2].partition("</section>")[0]
+    pairs = [re.findall(r'src="(data:[^"]+)"', figure) for figure in dark.split("<figure")[1:]]
+    assert len(pairs) == 6 and all(len(set(pair)) == 2 for pair in pairs), "as it is, and corrected"
 
 
 def test_a_second_run_does_nothing(whole, monkeypatch):

@@ -1,6 +1,6 @@
 """What an adaptation found, for people: lines, and report.html in its folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from marey.scores.labels import read_truth
 from marey.video.light import Light, relight
 from marey.video.reader import read_video
 
-MISTAKES, DARK = 6, 4  # clips that are shown
+MISTAKES, DARK = 6, 6  # clips that are shown
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -136,7 +136,7 @@ def _accuracy(report: dict[str, Any]) -> str:
 
 def _lines_chart(rows: list[dict[str, Any]], names: list[str]) -> str:
     with matplotlib.rc_context(charts.STYLE):  # type: ignore[arg-type]
-        figure = Figure(figsize=(5.2, 2.8), layout="constrained")
+        figure = Figure(figsize=(7.6, 3.0), layout="constrained")
         axes = figure.add_subplot()
         steps = [row["step"] for row in rows]
         curves = {name: [row["members"].get(name) for row in rows] for name in names}
@@ -157,7 +157,7 @@ def _lines_chart(rows: list[dict[str, Any]], names: list[str]) -> str:
         axes.legend()
         svg = charts.svg_of(figure, "rounds")
     told = ", ".join(f"round {row['step']} {row['ensemble']['accuracy']:.1%}" for row in rows)
-    return markup.figure(svg, "Right, round by round", f"Ensemble: {told}")
+    return markup.figure(svg, "Right, round by round", f"Ensemble: {told}", "map")
 
 
 def _labels(report: dict[str, Any]) -> str:
@@ -244,44 +244,42 @@ def _mistakes(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     clips = read_list(folder / "target.csv", root=report["root"])
     classes = report["classes"] or list(map(str, range(scores.probabilities.shape[1])))
     where = {clips.written(i): clips[i].path for i in range(len(clips))}
+    lights, _ = _lights(plan)
     shown = []
     for row in wrong[np.argsort(-sure[wrong], kind="stable")][:MISTAKES]:
         name = scores.ids[row]
         text = f"{name}: {classes[best[row]]} ({sure[row]:.0%}), truly {classes[known[row]]}"
-        shown.append(_picture(where[name], text, None))
+        shown.append(_pictures(where[name], text, (None, *lights[:1])))
     return f'<div class="clips">{"".join(shown)}</div>'
 
 
 def _dark(folder: Path, plan: Plan, report: dict[str, Any]) -> str:
     """Some target videos as they are and under the lights of the plan, or by the grey of daylight."""
     clips = read_list(folder / "target.csv", root=report["root"])
+    lights, told = _lights(plan)
+    chosen = np.unique(np.linspace(0, len(clips) - 1, DARK).astype(int))
+    shown = [_pictures(clips[row].path, clips.written(row), (None, *lights[:2])) for row in map(int, chosen)]
+    return note(f"Above as they are, below corrected {told}.") + f'<div class="clips">{"".join(shown)}</div>'
+
+
+def _lights(plan: Plan) -> tuple[tuple[Light, ...], str]:
+    """The corrections of light that an adaptation has, or the grey of daylight; and what they are."""
     shown_by = [recipe.clips for recipe in plan.members.values()]
     lights = plan.views.lights or next((c.test.lights for c in shown_by if c.test.lights), ())
     lights = lights or tuple(c.light for c in shown_by if c.light is not None)
     lights = tuple(light for light in lights if light != Light())
-    told = "as networks are shown them"
-    if not lights:
-        lights, told = (
-            (Light(target=110.0, limits=(0.05, 1.0)),),
-            "by a gamma that makes them grey on average",
-        )
-    chosen = np.unique(np.linspace(0, len(clips) - 1, DARK).astype(int))
-    shown = []
-    for index in chosen:
-        name = clips.written(int(index))
-        shown.append(_picture(clips[int(index)].path, f"{name}, as it is", None))
-        shown += [_picture(clips[int(index)].path, f"{name}, corrected", light) for light in lights[:2]]
-    return note(f"Corrected {told}.") + f'<div class="clips">{"".join(shown)}</div>'
+    if lights:
+        return lights, "as networks are shown them"
+    return (Light(target=110.0, limits=(0.05, 1.0)),), "by a gamma that makes them grey on average"
 
 
-def _picture(path: str, text: str, light: Light | None) -> str:
+def _pictures(path: str, text: str, lights: Sequence[Light | None]) -> str:
+    """Strips of one video under several lights, one below the other."""
     try:
-        data = _strip(path, light)
+        made = [markup.picture(_strip(path, light), text) for light in lights]
     except MareyError as error:
         return note(f"{text}: {error.message}")
-    return (
-        f'<figure class="clip">{markup.picture(data, text)}<figcaption>{escaped(text)}</figcaption></figure>'
-    )
+    return f'<figure class="clip">{"".join(made)}<figcaption>{escaped(text)}</figcaption></figure>'
 
 
 def _strip(path: str, light: Light | None) -> bytes:
