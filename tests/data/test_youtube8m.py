@@ -91,6 +91,12 @@ def test_odd_records_are_read_or_refused():
     assert (mute.rgb.shape, mute.audio.shape) == ((5, 8), (0, 0))
 
 
+def test_what_a_list_holds_beside_frames_is_skipped():
+    lists = b"\x0a\x09\x0a\x03rgb\x12\x02\x18\x01" + b"\x0a\x0b\x0a\x05audio\x12\x02\x18\x01"
+    video = read_video(b"\x12\x18" + lists, SMALL, "odd")
+    assert (video.rgb.shape, video.audio.shape) == ((0, 8), (0, 4))
+
+
 def test_bad_records_are_passed_on_and_left_out():
     layout, told = Layout(rgb=8, audio=4, num_classes=4000), []
     with pytest.raises(DataError):  # a label out of range is no damage

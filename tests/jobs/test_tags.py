@@ -214,6 +214,8 @@ def test_names_come_from_the_vocabulary(tmp_path):
         head + '1,5,/m/1,Car,u,A,,,"a, b"\n0,9,/m/0,Game,u,B,,,"text\nover lines"\n2,1,/m/2,,u,,,,\n'
     )
     assert read_vocabulary(path) == ("Game", "Car", "2")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as spreadsheets save it
+    assert read_vocabulary(path) == ("Game", "Car", "2")
     for text in (head + "1,5,/m/1,Car,u,A,,,\n", "a,b\n1,2\n", ""):
         path.write_text(text)
         with pytest.raises(DataError) as error:

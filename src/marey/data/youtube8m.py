@@ -318,7 +318,7 @@ def _stream(lists: dict[str, Any], key: str, width: int, most: int, where: str) 
             else f"{where}: no list {key!r}",
         )
     frames: Frames | NDArray[Any] = lists[key]
-    if isinstance(frames, list):
+    if isinstance(frames, list) and frames:
         rows = [_row(frame) for frame in frames]
         sizes = [len(row) for row in rows]
         if len(set(sizes)) != 1:
@@ -379,7 +379,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[str, ...]:
     A class without a name is called by its number. Raises DataError NO_ACCESS, LIST_FORMAT.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:  # noqa: PTH123
+        with open(path, encoding="utf-8-sig", newline="") as file:  # noqa: PTH123
             rows = {int(row["Index"]): row["Name"] or row["Index"] for row in csv.DictReader(file)}
     except OSError as error:
         raise DataError("NO_ACCESS", f"cannot read {os.fspath(path)!r}: {error.strerror}") from error
