@@ -101,6 +101,8 @@ def test_parts_are_added_and_what_is_there_is_not_written_again(tmp_path, monkey
         ({"v": {902: [np.zeros(4), [0.0] * 4]}}, "second 902 of 'v'"),
         ({"v": {902: [np.zeros((2, 4))]}}, "second 902 of 'v'"),
         ({"v": {902: 5}}, "second 902 of 'v'"),
+        ({"v": {902: np.zeros(())}}, "second 902 of 'v'"),
+        ({"v": {902: [np.zeros(4)], 903: np.zeros(())}}, "second 903 of 'v'"),
         ({"v": {902: [np.zeros(4)], 903: [np.zeros(5)]}}, "not all of 4 numbers"),
     ],
 )

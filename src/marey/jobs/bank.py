@@ -198,7 +198,7 @@ def _groups(path: Path, found: Mapping[Any, Any], card: BankCard) -> Iterator[li
                 else "key"
             )
             raise _layout(path, f"{video!r} is a {kind}, not the name of a video with its seconds")
-        size += width * sum(len(value) for value in steps.values() if hasattr(value, "__len__"))
+        size += width * sum(len(value) for value in steps.values() if _several(value))
         if group and size > SHARD_BYTES:
             yield group
             group, size = [], 0
@@ -222,12 +222,16 @@ def _features(path: Path, video: Any, second: Any, value: Any) -> list[Tensor]:
     if isinstance(second, bool) or not isinstance(second, int):
         raise _layout(path, f"{second!r} of {video!r} is no second")
     rows = []
-    for row in value if isinstance(value, list | tuple | Tensor | np.ndarray) else (None,):
+    for row in value if _several(value) else (None,):
         vector = torch.from_numpy(row) if isinstance(row, np.ndarray) else row
         if not isinstance(vector, Tensor) or vector.ndim != 1 or not vector.is_floating_point():
             raise _layout(path, f"second {second} of {video!r} holds something else than vectors of numbers")
         rows.append(vector)
     return rows
+
+
+def _several(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, Tensor | np.ndarray) and value.ndim > 0)
 
 
 def _dtype(name: str) -> Dtype:
