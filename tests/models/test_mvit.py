@@ -12,6 +12,7 @@ from marey.models import build
 from marey.models.cost import macs
 from marey.models.mvit import plan, relative_rows
 from marey.weights.load import load_weights
+from marey.weights.published import RELEASES
 from tests.models.published import clip_of, losses_of_a_step, published
 from tests.oracles import load_case, relative_error
 
@@ -38,11 +39,11 @@ def test_network_agrees_with_the_original(path):
     assert (report.source, report.head, report.left_out, report.fresh) == ("pyslowfast", "loaded", {}, ())
 
 
-def torchvision_network(model, version, crop):
+def torchvision_network(version, crop, heads):
     """Theirs, of the same plan; all of its parameters are drawn."""
     size = (2, crop // 4, crop // 4)
     blocks = []
-    for place in plan(version, 4, (1, 3), (3, 3, 3), 8, size):
+    for place in plan(version, 4, (1, 3), (3, 3, 3), 8, size, heads):
         pools = [(p.kernel, p.stride) if p else ((), ()) for p in (place.queries, place.keys)]
         widths = (place.before, place.after)
         kernels = [list(kernel) for kernel, _ in pools]
@@ -55,13 +56,12 @@ def torchvision_network(model, version, crop):
     return theirs
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("crop", [64, 96])
+@pytest.mark.parametrize(("version", "crop", "heads"), [(1, 64, 1), (1, 96, 2), (2, 64, 2), (2, 96, 1)])
 @torch.inference_mode()
-def test_network_agrees_with_torchvision(version, crop):
+def test_network_agrees_with_torchvision(version, crop, heads):
     torch.manual_seed(0)
-    model = build("mvit_b_16x4", 5, version=version, **{**SMALL, "crop": crop}).eval()
-    theirs = torchvision_network(model, version, crop)
+    model = build("mvit_b_16x4", 5, version=version, **{**SMALL, "crop": crop, "heads": heads}).eval()
+    theirs = torchvision_network(version, crop, heads)
     report = load_weights(model, theirs.state_dict())
     assert (report.source, report.head, report.left_out, report.fresh) == ("torchvision", "loaded", {}, ())
     clip = torch.randn(2, 3, 4, crop, crop)
@@ -97,6 +97,30 @@ def test_distances_are_those_of_the_original(case):
     assert rows.max() < case["table_rows"]
     assert [rows[i].tolist() for i in (0, 1, -1)] == [case[k] for k in ("row0", "row1", "last_row")]
     assert rows.sum() == case["sum"]
+
+
+def test_distances_that_no_float32_holds_round_as_in_the_original():
+    """MViTv2 L has 39 queries and 10 keys on an axis: its row 0 is 35, 31, ..., 7, 3, 0 by either rule, but
+    of the last column, whose distances are whole, some fall a row short."""
+    rows = relative_rows(39, 10)
+    exact = (10 * torch.arange(39)[:, None] + 39 * (9 - torch.arange(10))) // 10
+    assert rows[0].tolist() == exact[0].tolist() == [35, 31, 27, 23, 19, 15, 11, 7, 3, 0]
+    assert set((exact - rows).unique().tolist()) == {0, 1}
+    assert (exact != rows).sum() == 38
+
+
+def test_the_large_network_is_the_published_one():
+    """213.1 million parameters for 174 classes (projects/mvitv2/README.md); tables of halved sides."""
+    release = RELEASES["MViTv2_L_40x3_ssv2_f309603968"]
+    with torch.device("meta"):
+        model = build(release.model, 174, **release.overrides)
+    assert sum(p.numel() for p in model.parameters()) == 213_129_534
+    relative = [block.attn.relative for block in model.trunk.blocks]
+    places = (0, 2, 8, 9, 44, 45)
+    assert [len(relative[i].h) for i in places] == [155, 77, 37, 37, 37, 17]
+    assert [relative[i].queries[1] for i in places] == [78, 39, 20, 20, 10, 10]
+    assert {len(r.t) for r in relative} == {39}
+    assert model.trunk.blocks[0].attn.heads == 2
 
 
 def test_blocks_are_planned_as_published():
@@ -144,6 +168,7 @@ def test_clips_of_another_size_are_refused(shape):
         ({"version": 3}, "version is 3"),
         ({"crop": 16}, "crop 16"),
         ({"pool_kernel": (3, 3)}, "pool_kernel"),
+        ({"heads": 5}, "heads is 5"),
         ({"starts": (1, 16)}, "starts is (1, 16)"),
         ({"drop_path": 1.5}, "drop_path is 1.5"),
     ],

@@ -33,6 +33,7 @@ STRONG = {
     "MVITv2_B_32x3": (200, 30, 1e-4, 1e-6, 1e-6, 0.05, 16, 0.3, 1.0),
     "SSv2_MVITv2_S_16x4": (100, 3, 0.0025, 1e-4, 1e-6, 1e-4, 16, 0.4, None),
     "SSv2_MVITv2_B_32x3": (100, 3, 0.0015, 1e-4, 1e-6, 1e-4, 16, 0.4, None),
+    "SSv2_MVITv2_L_40x3": (40, 3, 0.00125, 1e-6, 1e-6, 1e-4, 8, 0.75, 2.0),
     "uniformer_s8x8_k400": (100, 10, 4e-4, 1e-6, 1e-6, 0.05, 128, 0.1, 20.0),
     "uniformer_s16x4_k400": (110, 10, 1e-4, 1e-6, 1e-6, 0.05, 32, 0.1, 20.0),
     "uniformer_s16x8_k400": (110, 10, 1e-4, 1e-6, 1e-6, 0.05, 32, 0.1, 20.0),
@@ -146,7 +147,7 @@ def test_every_published_row_has_its_recipe():
         "SLOW_8x8_R50",  # networks of another family
         "uniformer_s32x4_k400",  # whose file is not published
     }
-    assert len(NAMES) == len(set(NAMES)) == 7 + 21 + 12 + 29
+    assert len(NAMES) == len(set(NAMES)) == 8 + 21 + 12 + 29
     assert {*STRONG, *SLOWFAST, *SWIN, *MMACTION} <= known
     assert set(NAMES) <= set(list_recipes())
 
@@ -159,7 +160,9 @@ def test_transformers_are_trained_as_configured(name):
     assert (training.epochs, training.reference_batch) == (epochs, videos)
     assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.groups) == (decay, norm, "vectors")
     assert optimizer.lr == pytest.approx(base) and optimizer.decay_tables
-    jitter = ((256, 320), True, "random") if name.startswith("SSv2") else (None, False, "area")
+    large = "_L_" in name
+    sides = (356, 446) if large else (256, 320)
+    jitter = (sides, True, "random") if name.startswith("SSv2") else (None, False, "area")
     clips = recipe.clips
     assert (clips.train_short_side, clips.inverse_short_side, clips.train_crop) == jitter
     if name.startswith("SSv2"):
@@ -174,7 +177,8 @@ def test_transformers_are_trained_as_configured(name):
     assert augment.copies == (1 if name.startswith("SSv2") else 2)
     assert (augment.rand.layers, augment.rand.magnitude, augment.rand.spread) == (4, 7, 0.5)
     mixing = augment.mixing
-    assert (mixing.probability, mixing.mixup, mixing.cutmix, mixing.cutmix_share) == (1, 0.8, 1, 0.5)
+    assert (mixing.probability == 1) == (not large)
+    assert (mixing.probability or 1, mixing.mixup, mixing.cutmix, mixing.cutmix_share) == (1, 0.8, 1, 0.5)
     assert (augment.erasing.probability, training.label_smoothing) == (0.25, 0.1)
     assert drop_path(recipe) == pytest.approx(drop)
     machines = 4 if name == "uniformer_b32x4_k600" else 1

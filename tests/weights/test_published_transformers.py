@@ -51,7 +51,7 @@ SOURCES = {  # licence; rules of the clips by sampling; mean and standard deviat
 def test_there_are_no_others_but_those_of_images_to_start_from():
     starts = {r.name for r in OURS if r.headless}
     assert {r.name for r in OURS} - starts == {release_of(row).name for row in ROWS}
-    assert len(OURS) - len(starts) == len(ROWS) == 79
+    assert len(OURS) - len(starts) == len(ROWS) == 81
     assert starts == {
         "swin_tiny_patch4_window7_224",
         "swin_small_patch4_window7_224",
@@ -67,6 +67,9 @@ def test_there_are_no_others_but_those_of_images_to_start_from():
 def test_clips_are_taken_and_shown_as_the_source_does_it(release):
     clips, plan = release.preprocess, release.preprocess.plan(release.preprocess.test)
     license, rules, mean, deviation, average = SOURCES[release.source]
+    large = release.name.startswith("MViTv2_L")
+    if large:  # as networks of ImageNet-21K
+        mean, deviation = SOURCES["swin"][2:4]
     assert (release.license, clips.average) == (license, average)
     moving = clips.rule
     if release.source == "pyslowfast" and release.model.startswith("mvit") and clips.sampling == "clip":
@@ -83,7 +86,9 @@ def test_clips_are_taken_and_shown_as_the_source_does_it(release):
     rated = release.source in ("pyslowfast", "torchvision") and not sparse
     assert clips.target_fps == (30.0 if rated else None)
     sides = {"slowfast": 256, "slowonly": 256, "mvit": 256, "uniformer": 224, "swin3d": 224}
-    if release.source == "torchvision":
+    if large:
+        assert (plan.short_side, plan.crop) == (312, 312)
+    elif release.source == "torchvision":
         assert (plan.short_side, plan.crop) == (256, 224)
     elif sparse and not release.model.startswith("slowfast"):
         assert (plan.short_side, plan.crop) == (224, 224)

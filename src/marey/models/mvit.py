@@ -51,7 +51,13 @@ class Place(NamedTuple):
 
 
 def plan(
-    version: int, depth: int, starts: tuple[int, ...], kernel: tuple[int, ...], channels: int, size: Triple
+    version: int,
+    depth: int,
+    starts: tuple[int, ...],
+    kernel: tuple[int, ...],
+    channels: int,
+    size: Triple,
+    heads: int = 1,
 ) -> list[Place]:
     """All blocks. Where a stage starts, queries are pooled and width and heads double.
 
@@ -59,8 +65,9 @@ def plan(
     queries; in version 2 they double in the attention of the starting block.
 
     kernel  of the pooling; (): one more than the stride on every axis that it shortens
+    heads   of the first stage
     """
-    keys, heads, places = FEWEST_KEYS, 1, []
+    keys, places = FEWEST_KEYS, []
     for number in range(depth):
         stride = HALVE if number in starts else (1, 1, 1)
         if number in starts:
@@ -100,11 +107,14 @@ def pooled(size: Triple, pool: Pool | None) -> Triple:
 def relative_rows(queries: int, keys: int) -> Tensor:
     """Row of a table of relative positions for each query and key on one axis: int64 [queries, keys].
 
-    Both are spread over the same extent; distances are in steps of the finer one, rounded down, from 0.
+    Both are spread over the same extent; distances are in steps of the finer one, rounded down, from 0. The
+    sums are published in float32 and in this order, which puts some that are whole (9 x 3.9 for 39 and 10)
+    a row too low: MViTv2 L has learnt them so.
     """
-    finer = max(queries, keys)
-    q, k = torch.arange(queries).unsqueeze(1), torch.arange(keys).unsqueeze(0)
-    return finer * (q * keys + (keys - 1 - k) * queries) // (queries * keys)
+    q, k = torch.arange(queries, dtype=torch.float32).unsqueeze(1), torch.arange(keys, dtype=torch.float32)
+    step = max(queries / keys, 1.0)
+    distance = q * max(keys / queries, 1.0) - k * step
+    return (distance + (keys - 1) * step).long()
 
 
 class Pooling(nn.Module):
@@ -289,7 +299,8 @@ class MViT(Transformer):
     depth        blocks
     starts       blocks with which a new stage starts, counted from 0
     pool_kernel  of the pooling of queries, keys and values; (): as the strides ask for
-    channels     of the first stage, and of each head
+    channels     of the first stage
+    heads        of the first stage, parts that attend on their own
     mlp_ratio    channels between the two layers of a block, over its own
     drop_path    share of a block's branches dropped in training: of the last block; it rises evenly from 0
     dropout      share of the class token's channels dropped before the classifier in training
@@ -306,6 +317,7 @@ class MViT(Transformer):
         starts: tuple[int, ...] = (1, 3, 14),
         pool_kernel: tuple[int, ...] = (3, 3, 3),
         channels: int = 96,
+        heads: int = 1,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.2,
         dropout: float = 0.5,
@@ -320,9 +332,11 @@ class MViT(Transformer):
             raise UsageError(
                 "BAD_VALUE", f"starts is {starts}; needed: blocks from 1 to {depth - 1}, the last"
             )
+        if heads < 1 or channels % heads:
+            raise UsageError("BAD_VALUE", f"heads is {heads}; needed: a divisor of the channels, {channels}")
         size = pooled((frames, crop, crop), Pool(PATCH, STEP))
         trunk: dict[str, nn.Module] = {"patches": Patches(channels, version, size)}
-        places = plan(version, depth, tuple(starts), tuple(pool_kernel), channels, size)
+        places = plan(version, depth, tuple(starts), tuple(pool_kernel), channels, size, heads)
         time, side = frames // STEP[0], crop // STEP[1]
         blocks = []
         for place, rate in zip(places, drop_rates(drop_path, (depth,))[0], strict=True):

@@ -14,20 +14,30 @@ from marey.recipes.pyslowfast import GPUS, ONCE, adamw, cosine
 from marey.recipes.released import Row
 from marey.recipes.schema import Training
 from marey.training.optim import Optimizer
+from marey.video.augment import Mixing
 
 KINETICS = adamw(200, 16, 1e-4, 30, clip=1.0)
 
 
-def _sparse(lr: float) -> Training:
+def _sparse(
+    lr: float, *, epochs: int = 100, videos: int = 16, start: float = 1e-4, clip: float | None = None
+) -> Training:
     return msgspec.structs.replace(
         KINETICS,
-        epochs=100,
-        batch=16 // GPUS,
-        optimizer=Optimizer(lr=lr, nesterov=True, weight_decay=1e-4, groups="vectors", clip_norm=None),
-        schedule=cosine(lr, 3, start=1e-4, end=1e-6),
+        epochs=epochs,
+        batch=videos // GPUS,
+        reference_batch=videos,
+        optimizer=Optimizer(lr=lr, nesterov=True, weight_decay=1e-4, groups="vectors", clip_norm=clip),
+        schedule=cosine(lr, 3, start=start, end=1e-6),
         augment=ONCE,
         validate_every=2,
     )
+
+
+def _large(training: Training) -> Training:
+    """Clips are not mixed, in the place of which there are only the smoothed labels, and blocks run twice."""
+    changes = msgspec.structs.replace(training.augment, mixing=Mixing())
+    return msgspec.structs.replace(training, augment=changes, checkpoint_activations=True)
 
 
 DROP = {"drop_path": 0.4}
@@ -42,5 +52,9 @@ ROWS = {
     ),
     "SSv2_MVITv2_B_32x3": Row(
         training=_sparse(0.0015), weights="MViTv2_B_32x3_k400_f304025456", options=DROP
+    ),
+    "SSv2_MVITv2_L_40x3": Row(
+        training=_large(_sparse(0.00125, epochs=40, videos=8, start=1e-6, clip=2.0)),
+        weights="MViTv2_L_40x3_k400_f306903192",
     ),
 }

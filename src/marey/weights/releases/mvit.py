@@ -5,11 +5,15 @@ Files called k400.pyth and k600.pyth there, and one on Google Drive, have the na
 PySlowFast states no hashes. Its clips are taken by its own rules; torchvision's figures are of its own test,
 whose frames are exactly a quarter of 30 per second apart, where ours are spread over the clip's whole span.
 
-Left out: MViTv2 L, which is another plan of blocks, the reversible rev-MViT, and MMAction2's copies, whose
-tensors have names that are not known here.
+MViTv2 L, which began with ImageNet-21K, sees colours as networks of images do; its configuration on Kinetics
+is of its test alone.
+
+Left out: the reversible rev-MViT, and MMAction2's copies, whose tensors have names that are not known here.
 """
 
 from typing import Any
+
+import msgspec
 
 from marey.video.preprocess import Preprocess, Protocol
 from marey.weights.release import DRIVE, PYSLOWFAST, PYSLOWFAST_ZOO, TORCHVISION, Release, named
@@ -32,18 +36,18 @@ def clips(frames: int, interval: int) -> Preprocess:
     )
 
 
-def _sparse(frames: int) -> Preprocess:
+def _sparse(frames: int, crop: int = 224, **fields: Any) -> Preprocess:
     """A frame from each part of the video; tested on three crops."""
     return Preprocess(
         sampling="uniform",
         frames=frames,
         rule="slowfast",
-        train_short_side=(256, 320),
+        crop=crop,
         inverse_short_side=True,
         train_crop="random",
         flip=0.0,
-        test=Protocol(crops="three", short_side=224),
-        **PYSLOWFAST,
+        test=Protocol(crops="three", short_side=crop),
+        **{"train_short_side": (256, 320), **PYSLOWFAST, **fields},
     )
 
 
@@ -70,13 +74,14 @@ def _row(
 
 
 def _second(
-    name: str, clips: Preprocess, top1: float, top5: float, dataset: str = "Kinetics-400"
+    name: str, clips: Preprocess, top1: float, top5: float, dataset: str = "Kinetics-400", **fields: Any
 ) -> dict[str, Release]:
     """Version 2; there are two configurations of a name there, in folders of the data sets."""
     model = "mvit_v2_s" if "_S_" in name else "mvit_v2_b"
     folder = "SSv2_" if dataset == V2 else ""
-    recipe = f"{folder}MVITv2_{'S_16x4' if model == 'mvit_v2_s' else 'B_32x3'}"
-    return {name: _row(model, clips, top1, top5, f"{ZOO2}{name}.pyth", recipe, dataset)}
+    recipe = f"{folder}{'_'.join(name.split('_')[:3]).replace('MViT', 'MVIT')}"
+    fields = {"recipe": recipe, **fields}
+    return {name: _row(model, clips, top1, top5, f"{ZOO2}{name}.pyth", dataset=dataset, **fields)}
 
 
 def _torchvision(name: str, model: str, top1: float, top5: float) -> dict[str, Release]:
@@ -84,6 +89,23 @@ def _torchvision(name: str, model: str, top1: float, top5: float) -> dict[str, R
     return {name: _row(model, clips(16, 4), top1, top5, f"{TORCHVISION}{name}.pth", None, **fields)}
 
 
+LARGE: dict[str, Any] = {
+    "channels": 144,
+    "heads": 2,
+    "depth": 48,
+    "starts": (2, 8, 44),
+    "frames": 40,
+    "crop": 312,
+    "drop_path": 0.75,
+}
+COLOURS: dict[str, Any] = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+LARGE_CLIPS = msgspec.structs.replace(
+    clips(40, 3),
+    crop=312,
+    val=Protocol(short_side=356),
+    test=Protocol(clips=5, crops="three", short_side=312),
+    **COLOURS,
+)
 OLD = "mvit_b_16x4", "mvit_b_32x3"
 DRIVE_KEY = "194gJinVejq6A1FmySNKQ8vAN5-FOY-QL"
 K400, K600 = f"{PYSLOWFAST_ZOO}mvit/k400.pyth", f"{PYSLOWFAST_ZOO}mvit/k600.pyth"
@@ -99,8 +121,17 @@ RELEASES = named(
     }
     | _second("MViTv2_S_16x4_k400_f302660347", clips(16, 4), 81.0, 94.6)
     | _second("MViTv2_B_32x3_k400_f304025456", clips(32, 3), 82.9, 95.7)
+    | _second("MViTv2_L_40x3_k400_f306903192", LARGE_CLIPS, 86.1, 97.0, recipe=None, overrides=LARGE)
     | _second("MViTv2_S_16x4_ssv2_f308341823", _sparse(16), 68.2, 91.4, V2)
     | _second("MViTv2_B_32x3_ssv2_f305803282", _sparse(32), 70.5, 92.7, V2)
+    | _second(
+        "MViTv2_L_40x3_ssv2_f309603968",
+        _sparse(40, 312, short_side=356, train_short_side=(356, 446), **COLOURS),
+        73.3,
+        94.1,
+        V2,
+        overrides=LARGE,
+    )
     | _torchvision("mvit_v1_b-dbeb1030", "mvit_b_16x4", 78.477, 93.582)
     | _torchvision("mvit_v2_s-ae3be167", "mvit_v2_s", 80.757, 94.665)
 )
