@@ -72,6 +72,7 @@ def mmaction_table(
     pooled=False,
     non_local=(),
     mode="embedded_gaussian",
+    sub_sample=True,
     csn=None,
 ):
     """Names and shapes as MMAction2 files hold them.
@@ -81,6 +82,7 @@ def mmaction_table(
     shifted    (stage, block) whose first convolution is wrapped by the temporal shift
     pooled     whether layer2 is wrapped by temporal pooling
     non_local  (stage, block) that a non-local block follows; 2D networks wrap the block itself
+    mode, sub_sample  of these blocks
     """
     table, three = {}, time is not None or csn is not None
     shifted, non_local = ({tuple(place) for place in places} for places in (shifted, non_local))
@@ -114,9 +116,8 @@ def mmaction_table(
             if block == 0 and (before != after or stage > 1):
                 unit(f"{wrapped}.downsample", after, before, 1, 1, 1)
             if (stage, block) in non_local:
-                table.update(
-                    {f"{place}.non_local_block.{n}": s for n, s in non_local_table(after, mode).items()}
-                )
+                inner = non_local_table(after, mode, sub_sample)
+                table |= {f"{place}.non_local_block.{n}": s for n, s in inner.items()}
             before = after
     table |= {"cls_head.fc_cls.weight": (classes, before), "cls_head.fc_cls.bias": (classes,)}
     return table

@@ -48,6 +48,12 @@ CASES = {
         mmaction_table(50, width=8, shifted=ALL_BLOCKS, non_local=ZOO_NON_LOCAL, mode="gaussian"),
         [Fit("tsm_r50", {"non_local": "gaussian", **W})],
     ),
+    "TSM, attending to all positions": (
+        mmaction_table(
+            50, width=8, shifted=ALL_BLOCKS, non_local=ZOO_NON_LOCAL, mode="gaussian", sub_sample=False
+        ),
+        [Fit("tsm_r50", {"non_local_sub_sample": False, "non_local": "gaussian", **W})],
+    ),
     "SlowOnly": (mmaction_table(50, width=8, time=(1, 1, 3, 3)), [Fit("slowonly_r50", W)]),
     "SlowOnly, attending elsewhere": (
         mmaction_table(50, width=8, time=(1, 1, 3, 3), non_local=[(1, 1), (3, 5)], mode="gaussian"),

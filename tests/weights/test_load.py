@@ -224,6 +224,21 @@ def test_non_local_blocks_must_be_the_same_in_file_and_network():
     assert "non_local=" in refused(fewer, with_blocks)
 
 
+@torch.inference_mode()
+def test_non_local_blocks_that_attend_to_all_positions_load_into_their_like_only():
+    """mmcv names what it pools `g.0` and `phi.0`; the tensors are the same without."""
+    table = {"depth": 50, "width": 8, "classes": 3, "time": (1, 1, 3, 3), "non_local": ZOO_NON_LOCAL}
+    whole, halved = (filled(mmaction_table(**table, sub_sample=pools)) for pools in (False, True))
+    one = build("slowonly_r50", 3, width=8, non_local="embedded_gaussian")
+    other = build("slowonly_r50", 3, width=8, non_local="embedded_gaussian", non_local_sub_sample=False)
+    assert load_weights(other, whole).loaded == len(whole)
+    assert "non_local_sub_sample=" in refused(other, halved)
+    assert "non_local_sub_sample=" in refused(one, whole)
+    load_weights(one, {n.replace(".g.", ".g.0.").replace(".phi.", ".phi.0."): v for n, v in whole.items()})
+    clip = drawn_input((1, 3, 2, 64, 64), 0)
+    assert relative_error(one.eval()(clip), other.eval()(clip)) > 1e-3
+
+
 @pytest.mark.parametrize("name", INFLATION["targets"])
 @torch.inference_mode()
 def test_2d_weights_become_what_the_original_makes_of_them(name):

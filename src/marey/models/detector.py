@@ -22,7 +22,6 @@ from marey.models.slowonly import SlowOnly
 
 TimePool = Literal["mean", "max"]
 CELL = 16  # pixels of a clip's side that one position of the map stands for
-BINS = 8  # on each side of a box
 
 
 class Detector(ResNet):
@@ -35,6 +34,10 @@ class Detector(ResNet):
     latent, long_term_layers, long_term_dropout, pre_activate   of "nl"
     context        each box also gets the map of its whole clip, which doubles the channels
     time_pool      "mean" or "max" over the frames
+    bins           cells on each side of a box
+    samples        points on each side of a cell whose mean it is; 0: as many as it has positions of the map
+    aligned        positions of the map are the middles of their pixels; else corners, and a box is at least
+                   one position large
 
     The last stage of the network keeps H and W, so that the map has 1/16 of the clip's; weights are those of
     recognizers. Dropout comes before the pooling of a box: it drops single cells.
@@ -55,20 +58,24 @@ class Detector(ResNet):
         pre_activate: bool,
         context: bool,
         time_pool: str,
+        bins: int,
+        samples: int,
+        aligned: bool,
     ) -> None:
         """Turn the recognizer that was just built into a detector; `channels` are its map's."""
         if time_pool not in get_args(TimePool):
             raise unknown("time_pool", str(time_pool), get_args(TimePool), "BAD_VALUE")
-        if window < 1 or per_step < 1 or bank_channels < 0:
+        if min(window, per_step, bins) < 1 or min(bank_channels, samples) < 0:
             raise UsageError(
                 "BAD_VALUE",
-                f"window is {window}, per_step {per_step}, bank_channels {bank_channels}; needed: 1 or more, "
-                "1 or more, 0 or more",
+                f"window is {window}, per_step {per_step}, bins {bins}, bank_channels {bank_channels}, "
+                f"samples {samples}; needed: 1 or more of the first three, 0 or more of the others",
             )
         for block in self.trunk.stage4.modules():  # type: ignore[union-attr]
             if isinstance(block, Residual):
                 _keep_size(block)
         self.context, self.time_pool = context, time_pool
+        self.bins, self.samples, self.aligned = bins, samples, aligned
         self.window, self.per_step = window, per_step
         self.box_channels = channels = channels * (2 if context else 1)
         self.bank_channels = bank_channels or channels
@@ -101,21 +108,23 @@ class Detector(ResNet):
         return _over_time(self.features(clip), self.time_pool)
 
     def regions(self, clip: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """What is cut out at each box: float [B, 3, T, H, W], B x [N, 4] -> float [R, C, 8, 8].
+        """What is cut out at each box: float [B, 3, T, H, W], B x [N, 4] -> float [R, C, bins, bins].
 
         boxes  of each clip, float left, top, right, bottom in pixels of the clip; parts outside are cut off.
-               A box without area gives zeros
+               A box without area gives zeros, where `aligned`
 
         Raises UsageError BOXES for boxes of another shape or number, or turned around.
         """
         _check(boxes, len(clip))
         where = self.pooled(clip).float()
         moved = [box.to(where) for box in boxes]
-        cut: Tensor = roi_align(where, moved, (BINS, BINS), 1 / CELL, sampling_ratio=0, aligned=True)
+        size = (self.bins, self.bins)
+        cut: Tensor = roi_align(where, moved, size, 1 / CELL, self.samples, self.aligned)
         if self.context:
             numbers = [number for number, box in enumerate(boxes) for _ in range(len(box))]
             of_clip = torch.tensor(numbers, dtype=torch.int64, device=where.device)
-            cut = torch.cat([cut, _binned(_binned(where, 2), 3)[of_clip]], dim=1)
+            whole = _binned(_binned(where, 2, self.bins), 3, self.bins)
+            cut = torch.cat([cut, whole[of_clip]], dim=1)
         return cut
 
     def box_features(self, clip: Tensor, boxes: Sequence[Tensor]) -> Tensor:
@@ -123,7 +132,7 @@ class Detector(ResNet):
         return _largest(self.regions(clip, boxes))
 
     def classify(self, regions: Tensor, bank: Tensor | None = None) -> Tensor:
-        """Raw logits of what was cut out: float [R, C, 8, 8] (and [R, S, C']) -> float [R, num_classes].
+        """Raw logits of what was cut out: float [R, C, bins, bins], [R, S, C'] -> float [R, num_classes].
 
         Raises UsageError BANK where there is a bank and the detector takes none, or the other way round, or
         where it is of another shape.
@@ -181,10 +190,14 @@ class SlowOnlyDetector(Detector, SlowOnly):  # type: ignore[misc]  # `forward` t
         pre_activate: bool = True,
         context: bool = False,
         time_pool: str = "mean",
+        bins: int = 8,
+        samples: int = 0,
+        aligned: bool = True,
         dropout: float = 0.5,
         width: int = 64,
         non_local: str | None = None,
         non_local_scale: bool = True,
+        non_local_sub_sample: bool = True,
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
         norm_eval: bool = False,
         frozen_stages: int = -1,
@@ -196,6 +209,7 @@ class SlowOnlyDetector(Detector, SlowOnly):  # type: ignore[misc]  # `forward` t
             width=width,
             non_local=non_local,
             non_local_scale=non_local_scale,
+            non_local_sub_sample=non_local_sub_sample,
             non_local_blocks=non_local_blocks,
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
@@ -213,6 +227,9 @@ class SlowOnlyDetector(Detector, SlowOnly):  # type: ignore[misc]  # `forward` t
             pre_activate=pre_activate,
             context=context,
             time_pool=time_pool,
+            bins=bins,
+            samples=samples,
+            aligned=aligned,
         )
 
 
@@ -239,6 +256,9 @@ class SlowFastDetector(Detector, SlowFast):  # type: ignore[misc]  # `forward` t
         pre_activate: bool = True,
         context: bool = False,
         time_pool: str = "mean",
+        bins: int = 8,
+        samples: int = 0,
+        aligned: bool = True,
         style: str = "mmaction2",
         alpha: int = 4,
         beta: int = 8,
@@ -277,6 +297,9 @@ class SlowFastDetector(Detector, SlowFast):  # type: ignore[misc]  # `forward` t
             pre_activate=pre_activate,
             context=context,
             time_pool=time_pool,
+            bins=bins,
+            samples=samples,
+            aligned=aligned,
         )
 
     def pooled(self, clip: Tensor) -> Tensor:
@@ -298,15 +321,15 @@ def _over_time(maps: Tensor, how: str) -> Tensor:
     return maps.mean(dim=2) if how == "mean" else maps.amax(dim=2)
 
 
-def _binned(x: Tensor, dim: int) -> Tensor:
+def _binned(x: Tensor, dim: int, bins: int) -> Tensor:
     """Means over the bins of an axis, as of `adaptive_avg_pool2d`, whose gradient CUDA cannot repeat."""
     size = x.shape[dim]
-    edges = [(size * place // BINS, -(-size * (place + 1) // BINS)) for place in range(BINS)]
+    edges = [(size * place // bins, -(-size * (place + 1) // bins)) for place in range(bins)]
     return torch.stack([x.narrow(dim, low, high - low).mean(dim) for low, high in edges], dim)
 
 
 def _largest(regions: Tensor) -> Tensor:
-    """Over the cells of a box: [R, C, 8, 8] -> [R, C]; gradients go to the first of equal cells."""
+    """Over the cells of a box: [R, C, bins, bins] -> [R, C]; gradients go to the first of equal cells."""
     return regions.flatten(2).max(dim=2).values
 
 

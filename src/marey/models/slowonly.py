@@ -22,6 +22,7 @@ class SlowOnly(ResNet):
     width              channels of the stem, 64 as published; all stages scale with it
     non_local          None, "embedded_gaussian", "gaussian" or "dot_product": blocks of that kind
     non_local_scale    divide the products of embedded_gaussian by the root of their length
+    non_local_sub_sample  keys and values are max-pooled 2 x 2 in space
     non_local_blocks   after which blocks, for stages 1 to 4
     crop               side of the training crop in pixels: larger clips are classified at every place that a
                        window of that size finds, and probabilities averaged, as PySlowFast does in tests; 0:
@@ -40,6 +41,7 @@ class SlowOnly(ResNet):
         width: int = 64,
         non_local: str | None = None,
         non_local_scale: bool = True,
+        non_local_sub_sample: bool = True,
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
         crop: int = 0,
         norm_eval: bool = False,
@@ -61,7 +63,9 @@ class SlowOnly(ResNet):
             trunk[name] = nn.Sequential(*blocks)
         if non_local is not None:
             place_non_local(
-                trunk, non_local_blocks, lambda _, c: NonLocal(c, non_local, scale=non_local_scale)
+                trunk,
+                non_local_blocks,
+                lambda _, c: NonLocal(c, non_local, scale=non_local_scale, sub_sample=non_local_sub_sample),
             )
         super().__init__(
             trunk,

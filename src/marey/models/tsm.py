@@ -85,8 +85,8 @@ class TimePool(nn.Module):
 class FrameNonLocal(NonLocal):
     """The non-local block on frames: every position attends to all positions of the S frames of its pass."""
 
-    def __init__(self, channels: int, mode: str, *, scale: bool, segments: int) -> None:
-        super().__init__(channels, mode, scale=scale)
+    def __init__(self, channels: int, mode: str, *, scale: bool, sub_sample: bool, segments: int) -> None:
+        super().__init__(channels, mode, scale=scale, sub_sample=sub_sample)
         self.segments = segments
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,6 +109,7 @@ class TSM(ResNet):
     temporal_pool      halve the frames before stage 2: maximum over 3 frames at stride 2
     non_local          None, "embedded_gaussian", "gaussian" or "dot_product": blocks of that kind
     non_local_scale    divide the products of embedded_gaussian by the root of their length
+    non_local_sub_sample  keys and values are max-pooled 2 x 2 in space
     non_local_blocks   after which blocks, for stages 1 to 4
     norm_eval, frozen_stages, partial_bn, zero_init_residual   see `marey.models.parts.ResNet`
     """
@@ -125,6 +126,7 @@ class TSM(ResNet):
         temporal_pool: bool = False,
         non_local: str | None = None,
         non_local_scale: bool = False,
+        non_local_sub_sample: bool = True,
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
         norm_eval: bool = False,
         frozen_stages: int = -1,
@@ -158,7 +160,11 @@ class TSM(ResNet):
                 trunk,
                 non_local_blocks,
                 lambda name, c: FrameNonLocal(
-                    c, non_local, scale=non_local_scale, segments=segments if name == "stage1" else frames
+                    c,
+                    non_local,
+                    scale=non_local_scale,
+                    sub_sample=non_local_sub_sample,
+                    segments=segments if name == "stage1" else frames,
                 ),
             )
         super().__init__(

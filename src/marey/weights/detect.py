@@ -31,7 +31,7 @@ BLOCK = re.compile(r"^trunk\.stage[1-4]\.\d+\.")
 DEPTH = re.compile(r"_r(\d+)(?=_|$)")
 POOLED = re.compile(r"\blayer2\.net\.")
 # settings that no tensor shows, where a network has them; a release knows them
-UNSEEN = ("segments", "shift_div", "non_local_scale", "alpha", "time_pool")
+UNSEEN = ("segments", "shift_div", "non_local_scale", "alpha", "time_pool", "bins", "samples", "aligned")
 OF_BANKS = ("window", "per_step", "pre_activate")  # the same of detectors with long_term
 
 
@@ -215,6 +215,8 @@ def _settings(tensors: Mapping[str, Tensor], found: Match) -> Iterator[dict[str,
         keyed = any(".non_local.theta." in name for name in found.filled)
         kinds = ("embedded_gaussian", "dot_product") if keyed else ("gaussian",)
         modes = [{"non_local": kind} for kind in kinds]
+        if found.layout is not None and "pooled" not in found.marks.values():
+            seen["non_local_sub_sample"] = False
     seen |= _slowfast(tensors, found) | _mvit(tensors, found) | _nextvlad(tensors, found)
     heads = list(_detector(tensors, found)) or [{}]
     stems = {len(value) for value in tensors.values() if value.ndim > 3 and value.shape[1] == 3}

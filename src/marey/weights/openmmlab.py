@@ -2,28 +2,33 @@
 
 Source: open-mmlab/mmaction2@v0.24.1 and @4d6c9347. Wrappers put components into names: `.net` before the
 weight of a convolution that sees shifted frames, `.net` after `layer2` in TSM with temporal pooling, `.block`
-around the block that a non-local block follows in TSM. The first two change what a network computes but not
-which tensors it holds, so they are compared with the model. A backbone saved alone, as those that start CSN
-from other data sets, may come without `backbone.`. Detectors classify boxes in `roi_head`; its operators on
-feature banks are convolutions of 1 x 1 x 1 there and linear layers here.
+around the block that a non-local block follows in TSM; `.0` after `g` and `phi` of a non-local block that
+pools them. All but `.block` change what a network computes but not which tensors it holds, so they are
+compared with the model. A backbone saved alone, as those that start CSN from other data sets, may come
+without `backbone.`. Detectors classify boxes in `roi_head`; its operators on feature banks are convolutions
+of 1 x 1 x 1 there and linear layers here.
 """
 
 from torch import Tensor, nn
 
 from marey.errors import WeightsError
+from marey.models.nonlocal_ import NonLocal
 from marey.models.tsm import TimeShift
 from marey.weights.names import Layout, Match, table
 
 
 def check(found: Match, model: nn.Module) -> None:
     """Raises WEIGHTS_MISMATCH where file and model shift, pool or attend in different places."""
-    shifted, attending, in_file, pooled = set(), set(), set(), set()
+    shifted, attending, in_file, pooled, reducing = set(), set(), set(), set(), set()
     moved = {name for name, mark in found.marks.items() if mark == "shifted"}
+    reduced = {name.rpartition(".g.")[0] for name, mark in found.marks.items() if mark == "pooled"}
     for name, module in model.named_modules():
         if isinstance(module, TimeShift):
             shifted.add(name.replace(".shift", ".conv.weight"))
-        if name.endswith(".non_local"):
+        if isinstance(module, NonLocal):
             attending.add(name)
+            if not isinstance(module.pool, nn.Identity):
+                reducing.add(name)
     for here, there in found.filled.items():
         if ".non_local." in here:
             in_file.add(here.partition(".non_local.")[0] + ".non_local")
@@ -34,6 +39,7 @@ def check(found: Match, model: nn.Module) -> None:
         ("shifted in time", moved, shifted, "tsm_* take TSM files, tsn_* TSN files, both 2D ones"),
         ("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit"),
         ("a non-local block", in_file, attending, "create the model with non_local=... to suit"),
+        ("pooled in it", reduced, reducing, "create the model with non_local_sub_sample=... to suit"),
     ):
         if theirs != ours:
             raise WeightsError(
@@ -53,7 +59,8 @@ TABLE = """
     [backbone.]layer{s}.{b}.conv2.{k}.{u}.{p}                 trunk.stage{s}.{b}.conv2.{k}.{u}.{p}
     [backbone.]layer{s}[.net].{b}[.block].conv1.conv.net.{p}  trunk.stage{s}.{b}.conv1.conv.{p}    shifted
     [backbone.]layer{s}[.net].{b}[.block].downsample.{u}.{p}  trunk.stage{s}.{b}.shortcut.{u}.{p}
-    [backbone.]layer{s}[.net].{b}.non_local_block.g[.0].conv.{p}    trunk.stage{s}.{b}.non_local.g.{p}
+    [backbone.]layer{s}[.net].{b}.non_local_block.g.0.conv.{p}      trunk.stage{s}.{b}.non_local.g.{p}  pooled
+    [backbone.]layer{s}[.net].{b}.non_local_block.g.conv.{p}        trunk.stage{s}.{b}.non_local.g.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.phi[.0].conv.{p}  trunk.stage{s}.{b}.non_local.phi.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.theta.conv.{p}    trunk.stage{s}.{b}.non_local.theta.{p}
     [backbone.]layer{s}[.net].{b}.non_local_block.conv_out.{u}.{p}  trunk.stage{s}.{b}.non_local.out.{u}.{p}
