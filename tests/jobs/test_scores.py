@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from marey import cli
 from marey.data.lists import read_list
@@ -18,12 +19,13 @@ from marey.jobs import vote as vote_job
 from marey.jobs.provenance import is_current, read_card, sha256_of
 from marey.jobs.pseudo_label import check, pseudo_label
 from marey.jobs.scores import open_scores
-from marey.jobs.vote import vote
+from marey.jobs.vote import vote, write_submission
 from marey.scores.files import read_published, read_scores, write_scores
 from marey.scores.labels import read_labels
 from marey.scores.presets import load_preset
 from marey.scores.select import Filters
 from marey.scores.table import score_table, softmax
+from marey.scores.vote import Combined
 from tests.scores.draws import draw_scores, load
 
 STAGES, VOTES = load("stages"), load("votes")
@@ -128,6 +130,17 @@ def test_the_published_vote_reads_ten_files_and_writes_what_was_submitted(folder
     with pytest.raises(DataError) as error:
         vote(files, preset=f"{file}/mode1", out="mode1.parquet")
     assert error.value.code == "VOTE_LABELS"
+
+
+def test_a_submission_s_digits_are_rounded_once(tmp_path):
+    """The source softmaxes in float64; in float32 one of these would end in another digit."""
+    row = np.random.RandomState(0).dirichlet(0.5 * np.ones(11), 4000).astype(np.float32)[[1275, 1951]]
+    labels = row.argmax(axis=1)
+    write_submission(tmp_path / "out.csv", ["a", "b"], Combined(row, labels, labels, {}, {}, {}))
+    with (tmp_path / "out.csv").open(newline="") as opened:
+        _, *rows = csv.reader(opened)
+    want = torch.from_numpy(row.astype(np.float64)).softmax(1).to(torch.float32)
+    assert [line[3] for line in rows] == [str(one.unsqueeze(0)) for one in want]
 
 
 def test_fitted_weights_say_on_what_they_were_fitted(folder):

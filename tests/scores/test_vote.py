@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from marey.errors import DataError, UsageError
 from marey.scores.presets import list_presets, load_preset
@@ -97,6 +98,24 @@ def test_every_rule_alone_does_what_the_published_function_does(mode):
     assert np.any(got != start)
 
 
+def test_a_limit_is_compared_as_the_decimal_that_it_is():
+    """As the source compares, in float64: a probability on a limit counts as both sides of it, and a float32
+    that rounds to a limit is what it is."""
+    block = Block(label=0, column=0, at_most=0.73, then=({"to": 2, "at_least": 0.03},))
+    (rule,) = msgspec.convert(msgspec.to_builtins(Correct(blocks=(block,))), Correct).blocks
+    start = np.zeros(4, np.int64)
+    on = np.array([[0.73, 0, 0.03], [0.73, 0, 0.2], [0.7301, 0, 0.03], [0.2, 0, 0.0299]])
+    assert correct(start, on, (rule,)).tolist() == [2, 2, 0, 0]
+    near = on.astype(np.float32)  # 0.73 becomes more, 0.03 less
+    near[1, 0] = np.nextafter(np.float32(0.73), np.float32(0))
+    assert correct(start, near, (rule,)).tolist() == [0, 2, 0, 0]
+
+
+def test_probabilities_are_those_of_the_source_s_softmax_to_the_bit():
+    scores = np.random.RandomState(0).standard_normal((500, 11)).astype(np.float32) * 3
+    assert np.array_equal(softmax(scores), torch.from_numpy(scores).softmax(-1).numpy())
+
+
 # What the mechanism does ------------------------------------------------------------------------------
 
 A = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]], np.float32)
@@ -132,7 +151,7 @@ def test_an_override_hands_rows_over_whatever_the_member_says():
 
 def test_a_row_moved_into_a_later_block_moves_again_and_a_tie_takes_the_lower_class():
     blocks = (
-        Block(label=0, column=0, at_most=0.6, then=({"to": 2, "at_least": 0.9}, {"to": 1, "at_least": 0.3})),
+        Block(label=0, column=0, at_most=0.61, then=({"to": 2, "at_least": 0.9}, {"to": 1, "at_least": 0.3})),
         Block(label=1, column=1, at_most=0.5, then=({"to": 2, "at_least": 0.1},)),
     )
     rules = msgspec.convert(msgspec.to_builtins(Correct(blocks=blocks)), Correct)

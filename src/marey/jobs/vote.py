@@ -175,7 +175,8 @@ def write_submission(out: Path_, ids: Sequence[str], combined: Combined) -> None
 
     The text is of the mixture softmaxed once more, as it was submitted; only the class counts.
     """
-    texts = [str(torch.from_numpy(row[None])) for row in softmax(combined.probabilities)]
+    again = torch.from_numpy(combined.probabilities.astype(np.float64)).softmax(1).float()
+    texts = [str(row[None]) for row in again]
     with replacing(out) as part, part.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["VideoID", "Video", "ClassID", "Probability"])

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from marey.errors import DataError, MareyError, UsageError
@@ -197,8 +198,6 @@ def repeated_rows(rows: int, clips: int, processes: int) -> list[int]:
     spare = -items % processes
     if not spare:
         return []
-    import torch  # for its own generator
-
     order = torch.randperm(items, generator=torch.Generator().manual_seed(0))
     return [int(item) // clips for item in order[:spare]]
 

@@ -269,10 +269,11 @@ def correct(
 ) -> Ints:
     """Labels after the blocks, in their order; `moved` counts what was changed to what."""
     labels = labels.copy()
+    sure = probabilities.astype(np.float64)  # as published: a limit is not rounded to float32
     for block in blocks:
-        open_ = (labels == block.label) & (probabilities[:, block.column] <= np.float32(block.at_most))
+        open_ = (labels == block.label) & (sure[:, block.column] <= block.at_most)
         for other in block.then:
-            rows = open_ & (probabilities[:, other.to] >= np.float32(other.at_least))
+            rows = open_ & (sure[:, other.to] >= other.at_least)
             labels[rows] = other.to
             open_ &= ~rows
             if moved is not None and rows.any():
