@@ -126,6 +126,21 @@ def test_target_fps_spans_the_same_time_at_any_rate():
         assert (train[0, -1] - train[0, 0]) / fps == pytest.approx(64 / 30, abs=2 / fps)
 
 
+def test_halves_are_rounded_as_the_originals_steps_round_them():
+    # 14 gaps of 29 free frames: 7 * (29 / 14) is above 14.5 in float64, 7 * 29 / 14 is not
+    starts = sampling.clip_test(45, length=16, clips=15, rule="1.x")[:, 0]
+    assert (starts[0], starts[7], starts[14]) == (0, 15, 29)
+    starts = sampling.clip_test(131, length=16, clips=15, rule="1.x")[:, 0]
+    assert (starts[0], starts[7], starts[14]) == (0, 57, 115)  # 57.499..., then
+
+
+def test_single_frames_stand_in_the_middle_of_their_parts_at_any_rate():
+    arguments = {"length": 1, "interval": 4, "clips": 3, "rule": "1.x"}
+    plain = sampling.clip_test(90, **arguments)
+    assert plain[:, 0].tolist() == [15, 45, 75]
+    assert np.array_equal(sampling.clip_test(90, fps=60.0, target_fps=30.0, **arguments), plain)
+
+
 @given(
     n=integers(1, 400),
     clips=integers(1, 12),

@@ -100,15 +100,16 @@ def clip_test(
         part = (n - span + 1) / clips
         starts = np.floor(k * part + part / 2) if n > span - 1 else np.zeros(clips)
         starts = np.concatenate([starts, k * part]) if twice and n > span - 1 else starts
-    elif target_fps is not None:
-        room = max(n - span, 0.0)
-        starts = k * np.floor(room / (clips - 1)) if clips > 1 else np.floor([room / 2])
     elif length == 1:
         part = n / clips
         starts = np.concatenate([k * part + part / 2, *([k * part] if twice else [])])
+    elif target_fps is not None:
+        room = max(n - span, 0.0)
+        starts = k * np.floor(room / (clips - 1)) if clips > 1 else np.floor([room / 2])
     else:
         room = max(n - (length - 1) * interval - 1, 0)
-        starts = np.rint(k * room / (clips - 1)) if clips > 1 else np.floor([room / 2])
+        step = room / max(clips - 1, 1)  # rounded before it is multiplied, as published: halves depend on it
+        starts = np.rint(k * step) if clips > 1 else np.floor([room / 2])
     return fold(starts[:, None] + steps, n, out_of_bound)
 
 
