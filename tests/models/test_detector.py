@@ -116,16 +116,18 @@ def test_long_term_operators_are_the_originals(kind):
     assert relative_error(model.classify(regions, bank), case["logits"]) < 3e-6
 
 
+@pytest.mark.parametrize("number", range(3))
 @torch.inference_mode()
-def test_boxes_are_cut_out_as_the_original_does(monkeypatch):
+def test_boxes_are_cut_out_as_the_original_does(number, monkeypatch):
     case = load_case(FOLDER / "roi_align.json")
-    where, want = drawn_input(**case["input"]), torch.tensor(case["output"])
-    model = build("slowonly_r50_det", **SMALL)
+    settings, output = case["variants"][number].values()
+    where, want = drawn_input(**case["input"]), torch.tensor(output)
+    model = build("slowonly_r50_det", **SMALL, **settings)
     monkeypatch.setattr(model, "pooled", lambda clip: where)
     cut = model.regions(torch.zeros(2, 3, 4, 128, 192), boxes_of(case))
     order = sorted(range(len(want)), key=lambda number: case["order"][number])
     assert (cut - want[order]).abs().max() < 1e-6
-    assert not cut[order.index(5)].any()  # a box without area
+    assert bool(cut[order.index(5)].any()) == bool(settings)  # a box without area
 
 
 class Original(nn.Module):
@@ -234,11 +236,12 @@ def test_a_detector_is_its_recognizer_where_the_map_of_the_last_stage_keeps_its_
         assert not torch.equal(detector.pooled(clip), torch.cat([one.amax(2) for one in maps], 1))
 
 
+@pytest.mark.parametrize("bins", [8, 3])
 @torch.inference_mode()
-def test_context_adds_the_whole_clips_map_and_time_can_be_pooled_by_maximum():
+def test_context_adds_the_whole_clips_map_and_time_can_be_pooled_by_maximum(bins):
     torch.manual_seed(3)
-    plain = build("slowonly_r50_det", 5, **SMALL, time_pool="max").eval()
-    model = build("slowonly_r50_det", 5, **SMALL, time_pool="max", context=True).eval()
+    plain = build("slowonly_r50_det", 5, **SMALL, time_pool="max", bins=bins).eval()
+    model = build("slowonly_r50_det", 5, **SMALL, time_pool="max", context=True, bins=bins).eval()
     state = {name: value for name, value in plain.state_dict().items() if not name.startswith("head")}
     model.load_state_dict(state, strict=False)
     clip = torch.randn(2, 3, 4, 80, 160)
@@ -246,7 +249,7 @@ def test_context_adds_the_whole_clips_map_and_time_can_be_pooled_by_maximum():
     where = plain.features(clip).amax(2)
     assert torch.equal(plain.pooled(clip), where)
     assert torch.equal(regions[:, :256], alone)
-    whole = F.adaptive_avg_pool2d(where, 8)
+    whole = F.adaptive_avg_pool2d(where, bins)
     assert torch.allclose(regions[:, 256:], whole[[0, 0, 0, 1]], rtol=1e-5, atol=1e-6)
 
 
@@ -268,6 +271,8 @@ def test_dropout_drops_single_cells_before_they_are_pooled():
         ({"long_term": "men"}, "known are avg, max, nl|did you mean"),
         ({"time_pool": "avg"}, "mean"),
         ({"window": 0}, "window is 0"),
+        ({"bins": 0}, "bins 0"),
+        ({"samples": -1}, "samples -1"),
         ({"long_term": "nl", "long_term_layers": 0}, "long_term_layers 0"),
         ({"long_term": "nl", "long_term_dropout": 1.0}, "long_term_dropout 1.0"),
         ({"dropout": 1.0}, "dropout 1.0"),

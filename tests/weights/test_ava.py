@@ -202,7 +202,10 @@ def test_the_detector_is_found_from_the_tensors(tmp_path):
     found = identify(path, tensors)
     assert (found.model, found.num_classes, found.overrides) == ("slowonly_r50_det", 7, W)
     assert found.preprocess.train_crop == "random"
-    assert found.notes[0] == "tensors do not show time_pool: time_pool=mean assumed"
+    assert found.notes[0] == (
+        "tensors do not show time_pool and bins and samples and aligned: time_pool=mean, bins=8, samples=0, "
+        "aligned=True assumed"
+    )
     long = {"long_term": "nl", "latent": 12, "long_term_layers": 3}
     found = identify(path, filled(detector_table(small(**long))))
     assert found.overrides == {**W, **long}

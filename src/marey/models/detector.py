@@ -111,7 +111,7 @@ class Detector(ResNet):
         """What is cut out at each box: float [B, 3, T, H, W], B x [N, 4] -> float [R, C, bins, bins].
 
         boxes  of each clip, float left, top, right, bottom in pixels of the clip; parts outside are cut off.
-               A box without area gives zeros, where `aligned`
+               A box without area gives zeros where it is `aligned` and has no fixed `samples`
 
         Raises UsageError BOXES for boxes of another shape or number, or turned around.
         """
