@@ -318,7 +318,9 @@ def _stream(lists: dict[str, Any], key: str, width: int, most: int, where: str) 
             else f"{where}: no list {key!r}",
         )
     frames: Frames | NDArray[Any] = lists[key]
-    if isinstance(frames, list) and frames:
+    if not len(frames):
+        return np.empty((0, width), np.uint8)
+    if isinstance(frames, list):
         rows = [_row(frame) for frame in frames]
         sizes = [len(row) for row in rows]
         if len(set(sizes)) != 1:
@@ -327,8 +329,6 @@ def _stream(lists: dict[str, Any], key: str, width: int, most: int, where: str) 
                 "FEATURE_WIDTH", f"{where}: {key} frame {odd} has {sizes[odd]} values, not {width}"
             )
         frames = np.stack(rows)
-    if not len(frames):
-        return np.empty((0, width), np.uint8)
     if frames.ndim != 2 or frames.shape[1] != width:
         raise DataError(
             "FEATURE_WIDTH",
