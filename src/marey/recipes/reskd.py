@@ -239,7 +239,7 @@ def _build(name: str, row: Row) -> Recipe:
     return Recipe(
         name=f"reskd.{name}",
         model=Model(name=row.model, num_classes=CLASSES[row.dataset], weights=start, options=options),
-        data=Data(labels="one" if row.dataset in (ACTNET, FCVID) else "each"),
+        data=Data(multi_label=True, labels="one") if row.dataset in (ACTNET, FCVID) else Data(),
         clips=row.clips,
         training=row.training,
         distill=distill,
