@@ -48,6 +48,19 @@ def test_learning_rates_are_those_of_the_original_schedulers(name):
         assert case["lr"] * factor == pytest.approx(expected, rel=1e-8), key
 
 
+def test_a_warm_up_of_part_of_an_epoch_ends_with_a_whole_iteration():
+    """LinearLR(end=2.5, convert_to_iter_based) and CosineAnnealingLR(T_max=30) of mmengine 0.10.7."""
+    for per_epoch, wanted in (
+        (7, {(1, 0): 0.49239759291904234, (2, 1): 0.9334383990962642, (2, 2): 0.9890738003669026}),
+        (13, {(1, 0): 0.4761116782492006, (2, 4): 0.9603587545497988, (2, 5): 0.9890738003669025}),
+    ):
+        for (epoch, iteration), factor in wanted.items():
+            got = lr_factor(
+                SETTINGS["1.x swin_30e"], epoch=epoch, iteration=iteration, per_epoch=per_epoch, epochs=30
+            )
+            assert got == pytest.approx(factor, rel=1e-8), (per_epoch, epoch, iteration)
+
+
 def pyslowfast(settings):
     """The Schedule of a PySlowFast configuration, and its base rate."""
     base = settings["BASE_LR"]

@@ -202,6 +202,8 @@ def _by_samples(schedule: Schedule, update: int, batch: int) -> float:
 def _warmup(schedule: Schedule, iteration: int, per_epoch: int) -> float:
     unit = per_epoch if schedule.warmup_per == "epoch" else 1
     length = schedule.warmup_updates or schedule.warmup_epochs * per_epoch / unit
+    if schedule.warmup_rule == "1.x" and unit == 1:
+        length = int(length)  # mmengine 0.10.7 counts whole iterations
     if iteration // unit >= length:
         return 1.0
     last = length - (1 if schedule.warmup_rule == "1.x" else 0)
