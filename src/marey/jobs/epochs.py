@@ -21,9 +21,10 @@ from marey.jobs.progress import Window, duration
 from marey.jobs.report import write_report
 from marey.jobs.runs import Run
 from marey.models.recompute import recompute_blocks
+from marey.models.split_norm import part_statistics, split_batch_norms
 from marey.models.transformer import layer_numbers
 from marey.recipes.schema import Training
-from marey.training.adapt import recompute_batch_norm
+from marey.training.adapt import recompute_batch_norm, restore_statistics
 from marey.training.checkpoint import load_state, save_state
 from marey.training.distributed import anyone, gather, same_buffers
 from marey.training.ema import update_average
@@ -129,6 +130,8 @@ class Epochs:
         self.plan, self.steps = task.plan, task.steps
         # what is validated and saved: with training.ema not the network that learns
         self.scored = copy.deepcopy(task.network).to(fabric.device) if self.plan.ema else task.network
+        if self.plan.norm_parts > 1:
+            split_batch_norms(task.network, self.plan.norm_parts)
         if self.plan.checkpoint_activations:
             recompute_blocks(task.network)
         layers = layer_numbers(task.network) if self.plan.optimizer.layer_decay < 1 else None
@@ -312,6 +315,8 @@ class Epochs:
             }
             if self.plan.ema:
                 state["average"] = self.scored.state_dict()
+            if self.plan.norm_parts > 1:
+                state["parts"] = part_statistics(self.task.network)
             save_state(self.run.state, state)
             self._checkpoint(self.run.last, self.best_metrics)
         self.saved_at = time.monotonic()
@@ -327,6 +332,8 @@ class Epochs:
         self.task.learner.load_state_dict(state["model"])
         if self.plan.ema:
             self.scored.load_state_dict(state["average"])
+        if self.plan.norm_parts > 1:
+            restore_statistics(self.task.network, state["parts"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best, self.best_metrics = state["best"], state["best_metrics"]

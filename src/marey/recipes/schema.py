@@ -91,6 +91,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                      this share of itself at each update, for example 0.9999
     precision        "32", or "bf16" autocast
     class_weights    "balanced": loss weights inverse to the classes' counts
+    norm_parts       3D batch norms see the clips of a step in so many parts, with a mean and a variance each,
+                     as if they were on as many GPUs; 1: all together. Published networks were mostly trained
+                     with 8 clips on a GPU
     checkpoint_activations  residual blocks run again in the backward pass instead of keeping what they
                      computed: less memory, about a third more arithmetic, the same gradients
     validate_every   epochs between validations; 0: only after the last
@@ -113,6 +116,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ema: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     precision: Literal["32", "bf16"] = "32"
+    norm_parts: int = 1
     checkpoint_activations: bool = False
     validate_every: int = 1
     precise_bn: int = 0
@@ -123,6 +127,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for field in ("epochs", "batch", "accumulate", "reference_batch", "log_every"):
             if getattr(self, field) < 1:
                 raise UsageError("RECIPE_VALUE", f"training.{field} must be at least 1")
+        if not 1 <= self.norm_parts <= self.batch * self.augment.copies:
+            raise UsageError(
+                "RECIPE_VALUE", "training.norm_parts must be at least 1, and at most the clips of a step"
+            )
         if self.precise_bn < 0:
             raise UsageError("RECIPE_VALUE", "training.precise_bn must not be below 0")
         if not 0 <= self.ema < 1 or not 0 <= self.label_smoothing < 1:
@@ -384,7 +392,8 @@ class TagRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 "take one for clips, for example finetune",
             )
         plain = Training(epochs=1)
-        for field in ("augment", "label_smoothing", "class_weights", "checkpoint_activations", "precise_bn"):
+        clips = ("augment", "label_smoothing", "class_weights", "norm_parts", "checkpoint_activations")
+        for field in (*clips, "precise_bn"):
             if getattr(self.training, field) != getattr(plain, field):
                 raise UsageError(
                     "RECIPE_KIND", f"training.{field} is for clips; {self.name!r} learns from features"

@@ -187,7 +187,12 @@ def _measuring(
 
 
 def _add(norm: Any, inputs: tuple[Tensor], _: Tensor, *, name: str, total: dict[str, Statistics]) -> None:
-    values = inputs[0].numel() // inputs[0].shape[1]
-    unbiased = norm.running_var.cpu().double()
-    found = Statistics(values, norm.running_mean.cpu().double(), unbiased * ((values - 1) / values))
-    total[name] = together(total[name], found) if name in total else found
+    clips = inputs[0]
+    means = getattr(norm, "part_means", norm.running_mean.unsqueeze(0))  # of `training.norm_parts`
+    variances = getattr(norm, "part_variances", norm.running_var.unsqueeze(0))
+    parts = zip(means.cpu().double(), variances.cpu().double(), strict=True)
+    for number, (mean, unbiased) in enumerate(parts):
+        values = clips[number :: len(means)].numel() // clips.shape[1]
+        if values:
+            found = Statistics(values, mean, unbiased * ((values - 1) / values), int(number == 0))
+            total[name] = together(total[name], found) if name in total else found
