@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from marey.classes import class_names
+from marey.errors import DataError
 from marey.jobs.setup import complete, open_lists, trained_model
+from marey.jobs.setup_boxes import open_keys
 from marey.recipes.catalog import load_recipe
 from marey.weights.create import create_model
 from marey.weights.native import save_checkpoint
@@ -58,3 +60,22 @@ def test_classes_in_an_order_of_their_own_are_put_in_that_of_the_data_set(tmp_pa
     for order in (names, (*names[:-1], "juggling"), tuple(map(str, range(51)))):
         save_checkpoint(path, model, class_names=order, **options)
         assert torch.equal(trained_model(plan, path).head.weight, model.head.weight)
+
+
+def test_a_truth_may_have_key_frames_without_anybody_and_a_training_not(tmp_path):
+    (tmp_path / "truth.csv").write_text("a,0001,0,0,1,1,3,0\na,0002,0,0,1,1,5\na,0003\n")
+    (tmp_path / "boxes.csv").write_text("a,0001,0,0,1,1,0.95\n")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "a.mp4").touch()
+    paths = {"annotation": "truth.csv", "proposals": "boxes.csv", "media": "media"}
+    overrides = {
+        f"data.{s}.{key}": str(tmp_path / file) for s in ("train", "val") for key, file in paths.items()
+    }
+    recipe = load_recipe("own_boxes", overrides)
+    test = open_keys(recipe, training=False).test
+    assert [frame.key for frame in test.frames] == ["a,0001", "a,0002", "a,0003"]
+    assert [len(frame.boxes) for frame in test.frames] == [1, 1, 0]
+    assert test.frames.num_classes == 6
+    with pytest.raises(DataError, match="2 faults") as error:
+        open_keys(recipe, training=True)
+    assert error.value.code == "AVA_COLUMNS"

@@ -10,7 +10,7 @@ from marey.data.ava import AvaSet, ava_set, find_media, proposed_set
 from marey.data.bank import Bank
 from marey.data.proposals import read_proposals
 from marey.errors import DataError, UsageError
-from marey.metrics.ava_tables import Rows, read_exclusions, read_label_map, read_rows
+from marey.metrics.ava_tables import Kind, Rows, read_exclusions, read_label_map, read_rows
 from marey.recipes.schema import BoxRecipe, KeySplit
 
 NO_ACTION = "no action"  # what column 0 of the classes is called
@@ -88,7 +88,8 @@ def open_split(
     proposals = None if split.proposals is None else read_proposals(split.proposals)
     excluded = frozenset() if split.excluded is None else read_exclusions(split.excluded)
     count, custom = _classes(recipe, actions), data.actions or None
-    truth = None if split.annotation is None else read_rows(split.annotation, "annotation")
+    kind: Kind = "annotation" if training else "truth"
+    truth = None if split.annotation is None else read_rows(split.annotation, kind)
     if truth is not None and annotated:
         frames = ava_set(
             truth,
@@ -120,7 +121,7 @@ def _classes(recipe: BoxRecipe, actions: Mapping[int, str] | None) -> int:
     if actions is not None:
         return max(actions) + 1
     files = {split.annotation for split in (recipe.data.train, recipe.data.val, recipe.data.test)} - {None}
-    return 1 + max((int(read_rows(str(f), "annotation").action.max(initial=1)) for f in files), default=1)
+    return 1 + max((int(read_rows(str(f), "truth").action.max(initial=1)) for f in files), default=1)
 
 
 def _with_media(frames: AvaSet, root: str, template: str | None) -> None:
