@@ -173,6 +173,18 @@ def test_soft_targets_are_the_rows_of_the_table_as_a_mirror_shows_them(places, s
         task(recipe_of(places, pseudo=soft), tmp_path / "b")
 
 
+def test_kept_labels_are_exchanged_where_a_mirror_shows_the_other_class(places, shapes, table, tmp_path):
+    labels = Pseudo(labels=str(shapes.test.parent / "labels.parquet"))
+    part = task(recipe_of(places, pseudo=labels), tmp_path).labelled
+    batch = next(part._batches(0, 0))
+    given = table.labels[np.flatnonzero(table.kept)][batch.indices.numpy()]
+    other = {1: 2, 2: 1}
+    seen = zip(given.tolist(), batch.mirrored.tolist(), strict=True)
+    shown = [other.get(label, label) if mirrored else label for label, mirrored in seen]
+    assert part._targets(batch, 0).tolist() == shown
+    assert shown != given.tolist(), "some clip of the two is mirrored"
+
+
 @pytest.mark.parametrize("at", [5, 10])
 def test_a_killed_training_goes_on_to_the_same_bits(places, shapes, table, tmp_path, monkeypatch, at):
     recipe = recipe_of(
