@@ -236,6 +236,9 @@ def test_streams_may_differ_in_length_and_full_ones_need_none():
     torch.testing.assert_close(model(rgb, audio, torch.tensor([7, 7])), whole)
     torch.testing.assert_close(model(rgb, audio, torch.tensor([[7, 7], [7, 7]])), whole)
     torch.testing.assert_close(model(rgb.float(), audio.float()), whole)
+    for n, m in ((4, 7), (7, 4)):
+        want = model(rgb[:, :n], audio[:, :m], torch.tensor([[n, m], [n, m]]))
+        torch.testing.assert_close(model(rgb[:, :n], audio[:, :m]), want)
     mixed = model(rgb, audio, torch.tensor([[7, 7], [6, 5]]))
     torch.testing.assert_close(mixed[0], whole[0])
     torch.testing.assert_close(mixed[1:], model(rgb[1:, :6], audio[1:, :6], torch.tensor([[6, 5]])))

@@ -219,7 +219,8 @@ class NeXtVLAD(nn.Module):
             if stream is not None and stream.is_floating_point():
                 _check_bytes(stream)
         if lengths is None:
-            lengths = torch.full((len(rgb),), rgb.shape[1], device=rgb.device)
+            both = [rgb.shape[1], rgb.shape[1] if audio is None else audio.shape[1]]
+            lengths = torch.tensor([both], device=rgb.device).expand(len(rgb), 2)
         pairs = lengths.to(rgb.device).expand(2, -1).T if lengths.ndim == 1 else lengths.to(rgb.device)
         parts = [self.rgb(rgb, pairs[:, 0])]
         if self.audio is not None:
