@@ -215,6 +215,17 @@ def test_the_sum_of_a_video_that_was_padded_in_is_divided_by_its_own_count(tmp_p
     assert np.array_equal(read_as(table, "summed_logits"), softmax(scores)), "the published sums"
 
 
+def test_probabilities_that_were_counted_twice_are_told_from_logits(tmp_path):
+    sure = softmax(4 * CLIPS[0])
+    for row in repeated_rows(4, 1, 3):
+        sure[row] *= 2
+    file = pickled(tmp_path / "aridx32x224x1x1.pkl", sure)
+    with pytest.raises(DataError, match="--processes") as error:
+        read_published(file, IDS, kind="probabilities")
+    assert error.value.code == "SCORES_KIND"
+    assert read_published(file, IDS, kind="probabilities", processes=3).clips.sum() == 6
+
+
 def test_a_pickle_is_never_run_and_what_it_lacks_is_named(tmp_path):
     class Harm:
         def __reduce__(self):

@@ -156,7 +156,8 @@ def read_published(
     clips      per video; None: as the file's name says (..x{views}x{crops}.pkl)
     processes  that scored it together: their sampler repeats the clips of `repeated_rows`, which then are in
                the sums twice; with the number, these rows are divided by their own count
-    Raises UsageError CLIPS_UNKNOWN, DataError SCORES_FORMAT, and WeightsError as `marey.pickles.read_pickle`.
+    Raises UsageError CLIPS_UNKNOWN, DataError SCORES_FORMAT, SCORES_KIND for probabilities that sum to more,
+    and WeightsError as `marey.pickles.read_pickle`.
     """
     found = read_pickle(Path(path))
     try:
@@ -179,6 +180,14 @@ def read_published(
     counts = np.full(len(ids), clips, np.int64)
     np.add.at(counts, repeated_rows(len(ids), clips, processes), 1)
     means = totals if (counts == 1).all() else totals.astype(np.float64) / counts[:, None]
+    if kind == "probabilities" and (high := (means > 1 + 1e-4).any(axis=1)).any():
+        row = int(high.argmax())
+        raise DataError(
+            "SCORES_KIND",
+            f"{str(path)!r}, row {row}: {totals[row].max():.4g} is no sum of probabilities of {counts[row]} "
+            "clips; give --processes N if N scored it together and so counted some clips twice, else --clips "
+            "or --kind logits",
+        )
     return score_table(
         ids,
         clips=counts,
