@@ -103,6 +103,12 @@ def test_a_package_that_cannot_be_imported_is_named_without_a_traceback(tmp_path
     assert "pip install" in check(facts, "av")["text"]
 
 
+def test_every_package_that_marey_requires_is_found_under_the_name_it_is_imported_by(monkeypatch):
+    monkeypatch.undo()
+    assert "pillow" in required()
+    assert list(module._packages()) == []
+
+
 def test_little_disk_is_a_warning(monkeypatch):
     usage = module.shutil.disk_usage(".")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))

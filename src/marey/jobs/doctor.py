@@ -18,6 +18,7 @@ from marey.errors import MareyError
 
 GIB = 1 << 30
 LIBRARIES = ("libavcodec", "libavformat", "libavutil", "libswscale")
+IMPORTED_AS = {"pillow": "PIL"}  # the others are imported by their own names
 
 State = Literal["ok", "warning", "broken"]
 
@@ -120,7 +121,7 @@ def _packages() -> Iterator[Check]:
     """The required packages that are missing or cannot be imported."""
     for package in required():
         try:
-            importlib.import_module(package.replace("-", "_"))
+            importlib.import_module(IMPORTED_AS.get(package.lower(), package.replace("-", "_")))
         except Exception as error:  # a broken binary may raise anything
             text = f"cannot be imported: {_line(error)}; run: pip install --force-reinstall {package}"
             yield Check(package, "broken", text)
