@@ -180,7 +180,7 @@ def test_a_vote_takes_the_more_probable_label_where_two_disagree():
         ((Mix(weights={"a": 1.0, "c": 1.0, "b": 1.0}),), "'c'"),
         ((Mix(weights={"a": 1.0}),), "'b'"),
         ((Mix(weights={"a": 0.0, "b": 0.0}),), "not be below 0, nor all 0"),
-        ((Mix(weights={"a": 1.0, "b": 1.0}), Override(classes=(-1,), member="a")), "class outside"),
+        ((Mix(weights={"a": 1.0, "b": 1.0}), Override(classes=(-1,), member="a")), "count from 0"),
     ],
     ids=str,
 )
@@ -204,6 +204,10 @@ def test_members_are_read_as_the_ensemble_says_and_put_into_one_order():
     got = inputs(preset, tables)
     assert got["a"] == pytest.approx(softmax(4 * logits), abs=1e-6)
     assert got["b"] == pytest.approx(softmax(2 * B), abs=1e-6)
+    rule = Correct(blocks=(Block(label=0, column=3, at_most=0.5, then=()),))
+    with pytest.raises(DataError, match="name class 3") as error:
+        inputs(ensemble(*preset.steps, rule), tables)
+    assert error.value.code == "SCORES_SHAPE"
     with pytest.raises(UsageError, match="no scores of b") as error:
         inputs(preset, {"a": tables["a"]})
     assert error.value.code == "SCORES_NAMES"

@@ -134,29 +134,40 @@ def _fault(ensemble: Ensemble) -> str:
     if not ensemble.steps or not isinstance(ensemble.steps[0], Mix):
         return "its first step must be a mix"
     used: list[str] = []
-    numbers: list[int] = []
     for step in ensemble.steps:
         if isinstance(step, Mix):
             tables = [step.weights, *(route.weights for route in step.routes)]
             if any(not table or min(table.values()) < 0 or not sum(table.values()) > 0 for table in tables):
                 return "weights must not be below 0, nor all 0"
             used += [name for table in tables for name in table] + [route.by for route in step.routes]
-            numbers += [c for route in step.routes for c in route.classes]
         elif isinstance(step, Override):
             used.append(step.member)
-            numbers += step.classes
-        else:
-            for block in step.blocks:
-                numbers += [block.label, block.column, *(a.to for a in block.then)]
     strangers = sorted(set(used) - ensemble.members.keys())
     if strangers:
         return f"its steps name {strangers[0]!r}, which is no member"
     idle = sorted(ensemble.members.keys() - set(used))
     if idle:
         return f"no step uses its member {idle[0]!r}"
-    if min(numbers, default=0) < 0 or (ensemble.classes and max(numbers, default=0) >= ensemble.classes):
-        return f"a class outside 0..{(ensemble.classes or 0) - 1}"
+    numbers = _classes(ensemble)
+    if min(numbers, default=0) < 0:
+        return "classes count from 0"
+    if ensemble.classes and max(numbers, default=0) >= ensemble.classes:
+        return f"a class outside 0..{ensemble.classes - 1}"
     return ""
+
+
+def _classes(ensemble: Ensemble) -> list[int]:
+    """The classes that its steps name."""
+    found: list[int] = []
+    for step in ensemble.steps:
+        if isinstance(step, Mix):
+            found += [c for route in step.routes for c in route.classes]
+        elif isinstance(step, Override):
+            found += step.classes
+        else:
+            for block in step.blocks:
+                found += [block.label, block.column, *(a.to for a in block.then)]
+    return found
 
 
 def equal(
@@ -200,7 +211,8 @@ class Combined(NamedTuple):
 def inputs(ensemble: Ensemble, tables: Mapping[str, ScoreTable]) -> dict[str, Floats]:
     """What the ensemble reads of the tables, by member, float32 [N, C], rows in the order of the first.
 
-    Raises UsageError SCORES_NAMES naming those that are missing, and what `align` and `read_as` raise.
+    Raises UsageError SCORES_NAMES naming those that are missing, DataError SCORES_SHAPE for scores of other
+    classes than the steps name, and what `align` and `read_as` raise.
     """
     missing = [name for name in ensemble.members if name not in tables]
     if missing:
@@ -213,6 +225,10 @@ def inputs(ensemble: Ensemble, tables: Mapping[str, ScoreTable]) -> dict[str, Fl
     width = next(iter(aligned.values())).num_classes
     if ensemble.classes is not None and width != ensemble.classes:
         raise DataError("SCORES_SHAPE", f"scores of {width} classes; this ensemble is for {ensemble.classes}")
+    if (largest := max(_classes(ensemble), default=0)) >= width:
+        raise DataError(
+            "SCORES_SHAPE", f"scores of {width} classes; the steps of this ensemble name class {largest}"
+        )
     found = {}
     for name, reading in ensemble.members.items():
         try:
