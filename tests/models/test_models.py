@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from marey.errors import UsageError
 from marey.models import DETECTORS, MODELS, build, list_models
+from marey.models.slowonly import SlowOnly
+from marey.models.tsm import TSM
+from marey.models.tsn import TSN
 from marey.weights.load import load_weights
 from tests.oracles import (
     drawn_case,
@@ -79,6 +82,7 @@ def test_the_reference_tells_a_reversed_clip_from_a_right_one(path):
         ("tsn_r152", {}, 58_963_408, 58_811_984),
         ("tsm_r50", {}, 24_327_632, 24_274_512),
         ("tsm_r101", {}, 43_319_760, 43_214_416),
+        ("tsm_r152", {}, 58_963_408, 58_811_984),
         ("tsm_r50", {"non_local": "dot_product"}, 31_682_000, None),
         ("tsm_r50", {"non_local": "gaussian"}, 28_007_888, None),
     ],
@@ -103,7 +107,7 @@ def test_small_networks_have_the_parameters_of_their_releases(name, classes, par
 def test_names_are_listed_sorted_and_by_pattern():
     assert list_models() == sorted([*MODELS, *DETECTORS])
     assert list_models("slowonly*_det") == ["slowonly_r101_det", "slowonly_r50_det"]
-    assert list_models("tsm*") == ["tsm_r101", "tsm_r18", "tsm_r50"]
+    assert list_models("tsm*") == ["tsm_r101", "tsm_r152", "tsm_r18", "tsm_r34", "tsm_r50"]
     assert list_models("no*") == []
 
 
@@ -152,6 +156,15 @@ def test_what_does_not_fit_is_refused_with_what_would(name, overrides, code, tex
         build(name, **overrides)
     assert error.value.code == code
     assert text in error.value.message
+
+
+@pytest.mark.parametrize(("network", "depth"), [(SlowOnly, 34), (SlowOnly, 20), (TSN, 20), (TSM, 51)])
+def test_depths_that_do_not_exist_are_refused_with_those_that_do(network, depth):
+    with (
+        torch.device("meta"),
+        pytest.raises(UsageError, match=rf"is {depth}; needed: one of \(.*50, 101, 152"),
+    ):
+        network(depth)
 
 
 @pytest.mark.parametrize("name", SMALLEST)

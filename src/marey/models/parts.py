@@ -48,6 +48,8 @@ def plan(depth: int, width: int) -> dict[str, list[Place]]:
     """
     if width < 1:
         raise UsageError("BAD_VALUE", f"width is {width}; it counts channels and must be 1 or more")
+    if depth not in DEPTHS:
+        raise UsageError("BAD_VALUE", f"depth is {depth}; needed: one of {tuple(DEPTHS)}")
     expansion, counts = DEPTHS[depth]
     before, stages = width, {}
     for number, count in enumerate(counts):
@@ -218,13 +220,15 @@ def window_means(maps: Tensor, window: int) -> Tensor:
     return F.avg_pool2d(means, sides, stride=1).flatten(2).transpose(1, 2)
 
 
-def joint_logits(logits: Tensor) -> Tensor:
-    """Logits of places -> what softmax turns into the mean of their probabilities.
+def joint_logits(logits: Tensor, *, independent: bool = False) -> Tensor:
+    """Logits of places -> what softmax turns into the mean of their probabilities; if independent, sigmoid.
 
     Float [B, places, classes] -> float [B, classes].
     """
     if logits.shape[1] == 1:
         return logits[:, 0]
+    if independent:
+        return F.logsigmoid(logits).logsumexp(1) - F.logsigmoid(-logits).logsumexp(1)
     return logits.log_softmax(2).logsumexp(1) - torch.tensor(logits.shape[1]).log().item()
 
 

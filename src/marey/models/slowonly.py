@@ -7,9 +7,11 @@ Shapes: B clips, C channels, T frames, H x W pixels.
 
 from torch import Tensor, nn
 
+from marey.errors import UsageError
 from marey.models.nonlocal_ import ZOO_PLACES, NonLocal, place_non_local
 from marey.models.parts import CELL, Residual, ResNet, joint_logits, plan, unit, window_means
 
+BOTTLENECKS = (50, 101, 152)
 LENGTHS = {"stage1": 1, "stage2": 1, "stage3": 3, "stage4": 3}  # in time, of a block's first convolution
 
 
@@ -27,6 +29,8 @@ class SlowOnly(ResNet):
     crop               side of the training crop in pixels: larger clips are classified at every place that a
                        window of that size finds, and probabilities averaged, as PySlowFast does in tests; 0:
                        always pooled over everything, as MMAction2 does
+    independent        each class is a question of its own: where there are several places, sigmoids of them
+                       are averaged. A training on clips with several labels sets it
     norm_eval, frozen_stages   see `marey.models.parts.ResNet`
 
     Takes clips of any T; 4x16 and 8x8 (frames x interval) are the same network.
@@ -44,9 +48,12 @@ class SlowOnly(ResNet):
         non_local_sub_sample: bool = True,
         non_local_blocks: tuple[tuple[int, ...], ...] = ZOO_PLACES,
         crop: int = 0,
+        independent: bool = False,
         norm_eval: bool = False,
         frozen_stages: int = -1,
     ) -> None:
+        if depth not in BOTTLENECKS:
+            raise UsageError("BAD_VALUE", f"depth of SlowOnly is {depth}; needed: one of {BOTTLENECKS}")
         stem = unit(3, width, (1, 7, 7), (1, 2, 2))
         trunk: dict[str, nn.Module] = {"stem": stem, "pool": nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))}
         for name, places in plan(depth, width).items():
@@ -76,13 +83,15 @@ class SlowOnly(ResNet):
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
         )
-        self.window = -(-crop // CELL)
+        self.window, self.independent = -(-crop // CELL), independent
 
     def forward(self, clip: Tensor) -> Tensor:
         """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes].
 
-        For clips larger than `crop`, what softmax turns into the mean of all places' probabilities.
+        For clips larger than `crop`, what softmax (or sigmoid, if `independent`) turns into the mean of all
+        places' probabilities.
         """
         if not self.window:
             return super().forward(clip)
-        return joint_logits(self.head(self.dropout(window_means(self.features(clip), self.window))))
+        places = self.head(self.dropout(window_means(self.features(clip), self.window)))
+        return joint_logits(places, independent=self.independent)
