@@ -131,6 +131,17 @@ def test_only_frames_that_are_needed_are_read_each_once():
     assert video.read == [[0, 2, 18], [7, 23, 30]]
 
 
+def test_frames_jitter_also_at_an_interval_of_one():
+    video = Still(np.zeros((64, 64, 3), np.uint8), count=40)
+    p = Preprocess(frames=8, interval=1, sampling="key", jitter=True, short_side=64, crop=64)
+    for seed in range(20):
+        p.key_clip(video, 20, (), rng=generator(seed, 0, 0))
+    moved = {tuple(read) for read in video.read}
+    assert len(moved) > 10 and {n for read in moved for n in read} == set(range(15, 24))
+    with pytest.raises(UsageError, match="jitter needs key sampling"):
+        Preprocess(interval=1, jitter=True)
+
+
 def test_a_clip_and_its_boxes_are_a_function_of_the_draws():
     rng = np.random.default_rng(0)
     video = Still(rng.integers(0, 256, (300, 400, 3)).astype(np.uint8))

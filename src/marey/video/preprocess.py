@@ -190,7 +190,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     out_of_bound      what stands in for frames after the last: "loop" from the first, or "repeat_last"
     target_fps        frames are taken as if the video had this rate ("clip", not rule 0.x)
     jitter            training: each frame moves on by an independent 0..interval-1 ("clip"), or to both
-                      sides by half of that ("key", see `sampling.around`)
+                      sides by half of that ("key", see `sampling.around`; there also at an interval of 1)
     keep_tail         training: starts reach the very end of the video
     short_side        frames are first resized to this short side; None: used as they are
     train_short_side  training: the short side is drawn from lowest..highest instead
@@ -595,8 +595,8 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         "target_fps needs clip sampling, and not rule 0.x": (
             p.target_fps is not None and (not clip or p.rule == "0.x")
         ),
-        "jitter needs clip or key sampling with an interval above 1": (
-            p.jitter and (p.interval == 1 or p.sampling not in ("clip", "key"))
+        "jitter needs key sampling, or clip sampling with an interval above 1": (
+            p.jitter and p.sampling != "key" and (p.interval == 1 or not clip)
         ),
         "repeat_last needs clip or segments sampling": (
             p.out_of_bound == "repeat_last" and p.sampling not in ("clip", "segments")

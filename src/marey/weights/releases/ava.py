@@ -23,7 +23,7 @@ def clips(frames: int, interval: int) -> Preprocess:
         frames=frames,
         interval=interval,
         sampling="key",
-        jitter=interval > 1,
+        jitter=True,
         short_side=256,
         train_short_side=(256, 320),
         crop=256,
