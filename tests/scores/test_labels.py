@@ -165,7 +165,8 @@ def test_lists_of_true_classes_and_of_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,0\n", "a,x,0.5,0.5\n", "a,0,0.5,0.5\nb,0,1\n", "id,label\na,0\n", "a,9,1,0\n"]
+    "text",
+    ["", "a,0\n", "a,x,0.5,0.5\n", "a,0,0.5,0.5\nb,0,1\n", "id,label\na,0\n", "a,9,1,0\n", "a,-1,1,0\n"],
 )
 def test_a_file_without_pseudo_labels_is_named(tmp_path, text):
     (tmp_path / "x.csv").write_text(text)

@@ -358,6 +358,9 @@ def _published(rows: Sequence[Sequence[str]]) -> PseudoLabels:
     labels = np.array([int(row[1]) for row in rows], np.int64)
     probabilities = np.array([[float(text) for text in row[2:]] for row in rows]).astype(np.float32)
     count = len(rows)
+    if len(outside := np.flatnonzero((labels < 0) | (labels >= probabilities.shape[1]))):
+        row = int(outside[0])
+        raise ValueError(f"row {row} has label {labels[row]}, outside 0..{probabilities.shape[1] - 1}")
     confidence = probabilities[np.arange(count), labels].astype(np.float64)
     return PseudoLabels(
         ids=tuple(row[0] for row in rows),
