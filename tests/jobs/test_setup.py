@@ -36,6 +36,13 @@ def test_classes_called_left_and_right_are_exchanged_by_a_mirror_unless_the_reci
     assert completed(tmp_path, ["0", "1", "2"], {"clips.flip": 0.5}).clips.flip_labels == ()
 
 
+def test_networks_that_average_over_places_know_what_the_labels_ask(tmp_path):
+    several = {"model.name": "slowfast_r50", "data.multi_label": True}
+    assert completed(tmp_path, ["0", "1"], several).model.options == {"independent": True}
+    for other in ({"data.labels": "one"}, {"data.multi_label": False}, {"model.name": "csn_ir_r50"}):
+        assert "independent" not in completed(tmp_path, ["0", "1"], several | other).model.options
+
+
 def test_a_data_set_whose_names_ship_numbers_the_classes_and_stays_written_so(tmp_path):
     recipe = completed(tmp_path, ["zumba", "abseiling"], {"data.classes": "Kinetics-400"})
     assert (recipe.model.num_classes, recipe.data.classes) == (400, "Kinetics-400")

@@ -97,6 +97,23 @@ def test_a_large_clip_is_classified_at_every_place_of_the_window_and_probabiliti
     assert torch.allclose(whole(clip), whole.head(whole.embed(clip)), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["slowfast_r50", "slowonly_r50"])
+@torch.inference_mode()
+def test_of_independent_classes_sigmoids_are_averaged(name):
+    torch.manual_seed(2)
+    small = SMALL if name == "slowfast_r50" else {"width": 8}
+    model = build(name, 5, crop=64, independent=True, **small).eval()
+    model.head.weight *= 100
+    clip = torch.randn(2, 3, 8, 96, 64)
+    rows = model.features(clip)
+    rows = [m.mean(2, keepdim=True) for m in (rows if isinstance(rows, tuple) else (rows,))]
+    places = [torch.cat([m[..., y : y + 2, :].mean((2, 3, 4)) for m in rows], 1) for y in (0, 1)]
+    want = torch.stack([model.head(place).sigmoid() for place in places]).mean(0)
+    assert torch.allclose(model(clip).sigmoid(), want, atol=1e-6)
+    model.independent = False
+    assert not torch.allclose(model(clip).sigmoid(), want, atol=1e-2)
+
+
 def test_blocks_beyond_temporal_blocks_look_at_single_frames():
     model = build("slowfast_r101", 2, temporal_blocks=(3, 4, 6, 3), **SMALL)
     for path in ("slow", "fast"):

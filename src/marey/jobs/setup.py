@@ -92,8 +92,9 @@ def _paths(data: Data, training: bool) -> tuple[dict[str, str], dict[str, str]]:
 def complete(recipe: Recipe, lists: Lists) -> Recipe:
     """The recipe with everything filled in that the data decides: class count, labels, full paths.
 
-    Where clips are mirrored and the recipe names no pairs of classes that a mirror exchanges, the class names
-    give them ("turn left", "turn right").
+    A network that averages over places is told whether each class is a question of its own. Where clips are
+    mirrored and the recipe names no pairs of classes that a mirror exchanges, the class names give them
+    ("turn left", "turn right").
 
     Raises DataError LABEL_RANGE or LABEL_BASE when labels and class count disagree, LABEL_NAMES when the
     lists' names do, LABEL_COUNT for clips without a label.
@@ -116,12 +117,14 @@ def complete(recipe: Recipe, lists: Lists) -> Recipe:
     if data.classes is not None and Path(data.classes).exists():  # else a data set whose names ship
         full["classes"] = full_path(data.classes)
     several = any(clips.multi_label for clips in given)
+    data = msgspec.structs.replace(data, multi_label=several, **full)
+    options, network = segmented(recipe.model, recipe.clips.frames), MODELS.get(recipe.model.name)
+    if data.independent and network and "independent" in signature(network).parameters:
+        options = {"independent": True, **options}
     return msgspec.structs.replace(
         recipe,
-        model=msgspec.structs.replace(
-            recipe.model, num_classes=count, options=segmented(recipe.model, recipe.clips.frames)
-        ),
-        data=msgspec.structs.replace(data, multi_label=several, **full),
+        model=msgspec.structs.replace(recipe.model, num_classes=count, options=options),
+        data=data,
         clips=_mirrored(recipe.clips, names),
     )
 

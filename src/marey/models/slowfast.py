@@ -90,6 +90,8 @@ class SlowFast(ResNet):
     crop             side of the training crop in pixels: larger clips are classified at every place that a
                      window of that size finds, as PySlowFast does in tests; 0: always pooled over everything;
                      None: 224 in style "pyslowfast", else 0
+    independent      each class is a question of its own: where there are several places, sigmoids of them
+                     are averaged. A training on clips with several labels sets it
     dropout          share of pooled features dropped in training
     width            channels of the slow stem, 64 as published; all stages scale with it
     norm_eval, frozen_stages   see `marey.models.parts.ResNet`
@@ -110,6 +112,7 @@ class SlowFast(ResNet):
         fast_depth: int = 0,
         temporal_blocks: tuple[int, ...] = (),
         crop: int | None = None,
+        independent: bool = False,
         dropout: float = 0.5,
         width: int = 64,
         norm_eval: bool = False,
@@ -169,7 +172,7 @@ class SlowFast(ResNet):
             norm_eval=norm_eval,
             frozen_stages=frozen_stages,
         )
-        self.alpha, self.chosen = alpha, chosen
+        self.alpha, self.chosen, self.independent = alpha, chosen, independent
         self.window = -(-(chosen.crop if crop is None else crop) // CELL)
         if 1 not in chosen.joined:
             trunk["stage4"].fast.requires_grad_(False)
@@ -202,9 +205,10 @@ class SlowFast(ResNet):
     def forward(self, clip: Tensor) -> Tensor:
         """Raw logits: float [B, 3, T, H, W] -> float [B, num_classes].
 
-        For clips larger than `crop`, what softmax turns into the mean of all places' probabilities.
+        For clips larger than `crop`, what softmax (or sigmoid, if `independent`) turns into the mean of all
+        places' probabilities.
         """
-        return joint_logits(self.places(clip))
+        return joint_logits(self.places(clip), independent=self.independent)
 
     def places(self, clip: Tensor) -> Tensor:
         """Raw logits of every place that a window of `crop` finds, row by row.
