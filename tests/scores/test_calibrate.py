@@ -95,6 +95,7 @@ def test_wilson_s_interval():
     for bound in (low, high):  # the interval's ends solve |p - 0.8| = z sqrt(p (1 - p) / n)
         assert abs(bound - 0.8) == pytest.approx(z * (bound * (1 - bound) / 10) ** 0.5, rel=1e-6)
     assert wilson(10, 10)[0] < 0.8 and wilson(0, 0) == (0.0, 1.0)
+    assert all(wilson(0, n)[0] >= 0 and wilson(n, n)[1] <= 1 for n in range(1, 200)), "no share"
 
 
 def test_agreement_by_hand():

@@ -132,7 +132,7 @@ def wilson(right: int, rows: int, z: float = 1.96) -> tuple[float, float]:
     share, square = right / rows, z * z / rows
     middle = (share + square / 2) / (1 + square)
     half = z / (1 + square) * (share * (1 - share) / rows + square / (4 * rows)) ** 0.5
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)  # rounding leads beyond
 
 
 # Between members --------------------------------------------------------------------------------------
