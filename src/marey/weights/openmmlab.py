@@ -39,7 +39,7 @@ def check(found: Match, model: nn.Module) -> None:
         ("shifted in time", moved, shifted, "tsm_* take TSM files, tsn_* TSN files, both 2D ones"),
         ("fed half of the frames", pooled, halved, "create the model with temporal_pool=... to suit"),
         ("a non-local block", in_file, attending, "create the model with non_local=... to suit"),
-        ("pooled in it", reduced, reducing, "create the model with non_local_sub_sample=... to suit"),
+        ("a non-local block that pools", reduced, reducing, "give non_local_sub_sample=... to suit"),
     ):
         if theirs != ours:
             raise WeightsError(
