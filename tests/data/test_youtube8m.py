@@ -153,6 +153,8 @@ def test_other_pickles_are_named():
         ({"weights": 1}, "RECORD_FORMAT"),
         ([3], "RECORD_FORMAT"),
         ([good], "FEATURE_MISSING"),
+        ([good | {"audio": 5}], "RECORD_FORMAT"),
+        ([good | {"audio": [[1], [2, 3]]}], "RECORD_FORMAT"),
         ([good | {"label": [-1]}], "LABEL_RANGE"),
     ):
         with pytest.raises(DataError, match="f#0") as error:

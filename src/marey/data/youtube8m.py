@@ -256,8 +256,10 @@ def paddle_videos(found: Any, layout: Layout, where: str) -> Iterator[Video]:
     for number, entry in enumerate(entries):
         here = f"{where}#{number}"
         fields = {_text(key): value for key, value in entry.items()} if isinstance(entry, dict) else {}
-        count = fields.get("nframes")
-        if not isinstance(count, int) or "video" not in fields or not isinstance(fields.get("label"), list):
+        count, tables = fields.get("nframes"), [fields.get(key) for key in ("feature", "audio")]
+        sound = all(table is None or (isinstance(table, np.ndarray) and table.ndim) for table in tables)
+        named = "video" in fields and isinstance(fields.get("label"), list)
+        if not isinstance(count, int) or not named or not sound:
             raise DataError(
                 "RECORD_FORMAT",
                 f"{here}: no dict with video, feature, audio, label and nframes; is it another pickle?",
@@ -265,9 +267,8 @@ def paddle_videos(found: Any, layout: Layout, where: str) -> Iterator[Video]:
         count = min(max(count, 0), layout.max_frames)
         labels = _checked_labels(fields["label"], layout, here, _text(fields["video"]))
         streams = []
-        for key, width in (("feature", layout.rgb), ("audio", layout.audio)):
-            lists = {} if fields.get(key) is None else {key: np.asarray(fields[key])}
-            streams.append(_stream(lists, key, width, count, here))
+        for key, table, width in zip(("feature", "audio"), tables, (layout.rgb, layout.audio), strict=True):
+            streams.append(_stream({} if table is None else {key: table}, key, width, count, here))
         yield Video(_text(fields["video"]), labels, *streams)
 
 
