@@ -1,6 +1,7 @@
 """A labelled source and a target: whose clips set the batch norms, which steps come when, and kills."""
 
 import csv
+import dataclasses
 from functools import partial
 
 import msgspec
@@ -171,6 +172,30 @@ def test_soft_targets_are_the_rows_of_the_table_as_a_mirror_shows_them(places, s
     with pytest.raises(UsageError, match="no probabilities"):
         soft = Pseudo(labels=str(shapes.test.parent / "kept.csv"), soft=True)
         task(recipe_of(places, pseudo=soft), tmp_path / "b")
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_weight_of_a_row_is_that_of_its_loss(places, shapes, table, tmp_path, soft):
+    """A batch's loss is the mean of its clips' own losses times their weights, with labels or soft ones."""
+    rng = np.random.default_rng(1)
+    weights = np.where(table.kept, rng.uniform(0.2, 1, len(table)), 0.0)
+    file = shapes.test.parent / f"weighted{soft}.csv"
+    write_labels(file, dataclasses.replace(table, facts=table.facts | {"weight": weights}))
+    smooth = places | {"training.label_smoothing": 0.2}
+    plain, weighted = (
+        task(recipe_of(smooth, pseudo=Pseudo(labels=str(path), soft=soft)), tmp_path / path.name).labelled
+        for path in (shapes.test.parent / "labels.csv", file)
+    )
+    batch = next(plain._batches(0, 0))
+    logits = torch.randn(len(batch.targets), 6)
+    one, other = plain._targets(batch, 0), weighted._targets(batch, 0)
+    alone = [plain.loss(logits[i : i + 1], one[i : i + 1]) for i in range(len(logits))]
+    own = weights[table.kept][batch.indices.numpy()]
+    want = np.mean([loss.item() * weight for loss, weight in zip(alone, own, strict=True)])
+    assert weighted.loss(logits, other).item() == pytest.approx(want, rel=1e-5)
+    with pytest.raises(UsageError, match="class_weights"):
+        balanced = smooth | {"training.class_weights": "balanced"}
+        task(recipe_of(balanced, pseudo=Pseudo(labels=str(file))), tmp_path / "b")
 
 
 def test_kept_labels_are_exchanged_where_a_mirror_shows_the_other_class(places, shapes, table, tmp_path):

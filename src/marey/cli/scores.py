@@ -121,7 +121,9 @@ def make(
     ] = None,
     test_root: Annotated[Path | None, typer.Option(help="Folder of the test videos.")] = None,
     round_: Annotated[int, typer.Option("--round", min=0, help="Number of the round, to remember.")] = 0,
-    weigh: Annotated[bool, typer.Option("--weigh", help="Rows weigh as much as they are sure.")] = False,
+    weigh: Annotated[
+        bool, typer.Option("--weigh", help="In training, rows weigh as much as they are sure.")
+    ] = False,
     train: Annotated[Path | None, typer.Option(help="Also write a list to train on (.csv).")] = None,
     published: Annotated[Path | None, typer.Option(help="Also write the list as published (.csv).")] = None,
     listed: Listed = None,

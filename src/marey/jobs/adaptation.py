@@ -31,6 +31,7 @@ from marey.scores.calibrate import normalised
 from marey.scores.labels import read_labels
 from marey.scores.table import Floats
 from marey.training.loop import Outcome
+from marey.training.losses import soft_targets
 from marey.video.sampling import generator
 
 LABELLED, MEASURED = 2**34, 2**35  # added to the seed: the target's streams of random numbers
@@ -43,6 +44,19 @@ class Sided(NamedTuple):
     targets: Tensor
     real: int
     target: bool
+
+
+class Pseudos(NamedTuple):
+    """Pseudo-labels to learn from.
+
+    clips    the kept rows
+    soft     float32 [n, C], their probabilities where these are the targets, else None
+    weights  float32 [n], of their losses; None: all alike
+    """
+
+    clips: ClipList
+    soft: Floats | None = None
+    weights: Floats | None = None
 
 
 class Adaptation(Recognition):
@@ -87,10 +101,17 @@ class Adaptation(Recognition):
         self.adapt, template = recipe.adapt, recipe.data.template
         self.norm_settings = {"share": self.adapt.share, "dropout": self.adapt.dropout}
         self.soft: Floats | None = None
+        self.row_weights: Floats | None = None
         self.now: Recognition = self  # whose batch was made last
         target = unlabelled(self.adapt, template) if self.adapt.target is not None else None
         pseudo = self.adapt.pseudo
-        labelled, soft = read_pseudo(pseudo, self.classes, template) if pseudo is not None else (None, None)
+        found = read_pseudo(pseudo, self.classes, template) if pseudo is not None else None
+        if found is not None and found.weights is not None and self.weights is not None:
+            raise UsageError(
+                "RECIPE_VALUE",
+                "the pseudo-labels have weights of their own, so training.class_weights cannot be balanced",
+            )
+        labelled = None if found is None else found.clips
         read = [clips for clips in (self.clips, target, labelled) if clips is not None]
         self.size = sum(len(clips) for clips in read if clips is not target)
         self.failures = Failures(
@@ -100,8 +121,8 @@ class Adaptation(Recognition):
         )
         self.measured = self._part(target, MEASURED) if target is not None else None
         self.labelled = self._part(labelled, LABELLED) if labelled is not None else None
-        if pseudo is not None and self.labelled is not None:
-            self.labelled.soft = soft
+        if pseudo is not None and found is not None and self.labelled is not None:
+            self.labelled.soft, self.labelled.row_weights = found.soft, found.weights
             lengths = (self.steps, self.labelled.steps)
             pairs = max(lengths) if pseudo.ending == "longer" else min(lengths)
             self.own, self.steps = self.steps, 2 * pairs
@@ -123,6 +144,7 @@ class Adaptation(Recognition):
             yield f"batch norms are measured on {len(clips)} clips of {clips.name}"
         if self.labelled is not None:
             kind = "probabilities" if self.labelled.soft is not None else "labels"
+            kind += "" if self.labelled.row_weights is None else ", weighted,"
             yield f"learns from {len(self.labelled.clips)} {kind} of {self.labelled.clips.name}, too"
 
     def current(self) -> list[str]:
@@ -187,12 +209,21 @@ class Adaptation(Recognition):
             yield part._on_device(batch, epoch).clip if len(batch.frames) else torch.empty(0)
 
     def _targets(self, batch: Batch, epoch: int) -> Tensor:
-        """Labels, or soft ones, whose classes a mirror exchanges as it does labels."""
-        if self.soft is None or not len(batch.targets):
+        """Labels, or soft ones, whose classes a mirror exchanges as it does labels; a row's weight is that of
+        its target, and so of its share in a mixed clip."""
+        if not len(batch.targets):
             return super()._targets(batch, epoch)
-        rows = torch.from_numpy(self.soft[batch.indices.numpy()])
-        mirrored = [self.recipe.clips.mirror_label(label) for label in range(rows.shape[1])]
-        return torch.where(batch.mirrored[:, None], rows[:, mirrored], rows)
+        index = batch.indices.numpy()
+        if self.soft is not None:
+            rows = torch.from_numpy(self.soft[index])
+            mirrored = [self.recipe.clips.mirror_label(label) for label in range(rows.shape[1])]
+            targets = torch.where(batch.mirrored[:, None], rows[:, mirrored], rows)
+        else:
+            targets = super()._targets(batch, epoch)
+        if self.row_weights is None:
+            return targets
+        spread = soft_targets(targets, len(self.classes), self.plan.label_smoothing)
+        return spread * torch.from_numpy(self.row_weights[index])[:, None]
 
 
 def _check(recipe: Recipe, plan: Adapt) -> None:
@@ -227,10 +258,8 @@ def unlabelled(plan: Adapt, template: str | None = None) -> ClipList:
     return clips.relabelled(np.zeros(len(clips), np.int64))
 
 
-def read_pseudo(
-    plan: Pseudo, classes: tuple[str, ...], template: str | None = None
-) -> tuple[ClipList, Floats | None]:
-    """The kept rows of pseudo-labels as a list, and with `soft` their probabilities, float32 [n, C].
+def read_pseudo(plan: Pseudo, classes: tuple[str, ...], template: str | None = None) -> Pseudos:
+    """The kept rows of pseudo-labels as a list, with `soft` their probabilities, and their weights.
 
     Raises DataError LABEL_NAMES, LABEL_RANGE for other classes than the source's, LIST_EMPTY where nothing
     was kept; UsageError RECIPE_VALUE for soft labels of a file without probabilities.
@@ -244,7 +273,7 @@ def read_pseudo(
             )
         clips = read_list(file, root=plan.root, classes=_named(classes), template=template)
         check_labels(clips, len(classes))
-        return clips, None
+        return Pseudos(clips)
     table = read_labels(file)
     names = _named(classes)
     if table.num_classes != len(classes) or (table.classes and names and table.classes != names):
@@ -262,7 +291,12 @@ def read_pseudo(
         classes=classes,
         template=template,
     )
-    return clips, normalised(table.probabilities[rows]).astype(np.float32) if plan.soft else None
+    weights = table.facts["weight"][rows].astype(np.float32)
+    return Pseudos(
+        clips,
+        normalised(table.probabilities[rows]).astype(np.float32) if plan.soft else None,
+        None if (weights == 1).all() else weights,
+    )
 
 
 def _named(classes: tuple[str, ...]) -> tuple[str, ...] | None:

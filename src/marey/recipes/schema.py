@@ -208,7 +208,7 @@ class Pseudo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pair of steps has one learning rate. With training.accumulate=2 both losses make one update together.
 
     labels  table of `marey pseudo-label` (.parquet, .csv), a published list (`path,label,p0,...`), or a list
-            `path,label`. Kept rows are learnt from
+            `path,label`. Kept rows are learnt from, by the weights that a table gives them
     root    folder that their names start from; None: the folder of the file
     ending  "longer": an epoch sees all of the longer list, the shorter one begins anew; "shorter": the epoch
             ends with the shorter list, as published
