@@ -120,7 +120,9 @@ def test_other_spellings_of_the_same(tmp_path):
         ({"a,0902": [[0, 0, 1, 1, 7]]}, "AVA_SCORE", "'a,0902', box 1, column score: 7 is not in 0..1"),
         ([1, 2], "AVA_COLUMNS", "item 1: expected an object"),
         ([{"video": "a", "box": [0, 0, 1, 1]}], "AVA_KEY", "item 1: neither"),
+        ([{"video": "a", "second": np.inf, "box": [0, 0, 1, 1]}], "AVA_KEY", "item 1: neither"),
         ([{"key": "a,0902", "box": [0, 0, 1]}], "AVA_BOX", "item 1, column box"),
+        ([{"key": "a,0902", "bbox": [0, 0, 9, 9], "width": 0, "height": 9}], "AVA_BOX", "item 1, column box"),
         ({}, "AVA_EMPTY", "no key frame"),
         (3, "AVA_FORMAT", "expected an object by key frame"),
     ],
@@ -139,6 +141,7 @@ def test_what_is_wrong_is_named(tmp_path, table, code, text):
         ("a,0902,0,0,1", "AVA_COLUMNS", ":1"),
         ("a,0902,0,zero,1,1,1", "AVA_BOX", "line 1, column y1: 'zero' is no number"),
         ("a,soon,0,0,1,1,1", "AVA_SECOND", "line 1, column second: 'soon'"),
+        ("a,1e400,0,0,1,1,1", "AVA_SECOND", "line 1, column second: 1e400 is no time stamp"),
         ("a,0902,0,0,1,1,", "AVA_SCORE", "line 1, column score: '' is no number"),
     ],
 )

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from marey.errors import DataError, UsageError
 from marey.files import replacing
 from marey.metrics.ava import overlaps
-from marey.metrics.ava_tables import BOX, Faults, Floats, Ints, error, key_of, split_key, wrong_boxes
+from marey.metrics.ava_tables import BOX, LATEST, Faults, Floats, Ints, error, key_of, split_key, wrong_boxes
 from marey.pickles import read_pickle
 
 SUFFIXES = (".pkl", ".pickle", ".csv", ".json", ".jsonl", ".parquet")
@@ -253,8 +253,9 @@ def _of_items(items: Iterable[Any], faults: Faults) -> Iterator[Boxed]:
         if item.get("category_id", PERSON) != PERSON:
             continue
         key = item.get("key", item.get("image_id"))
-        if isinstance(item.get("video"), str) and isinstance(item.get("second"), int | float):
-            key = key_of(item["video"], item["second"])
+        second = item.get("second")
+        if isinstance(item.get("video"), str) and isinstance(second, int | float) and 0 <= second < LATEST:
+            key = key_of(item["video"], second)
         corners = _corners(item)
         if not isinstance(key, str):
             faults.add(
@@ -268,7 +269,7 @@ def _of_items(items: Iterable[Any], faults: Faults) -> Iterator[Boxed]:
 
 def _corners(item: Mapping[str, Any]) -> list[float] | None:
     """x1, y1, x2, y2 as fractions and, if there is one, the score of a detector's object."""
-    with suppress(TypeError, ValueError, KeyError):
+    with suppress(TypeError, ValueError, KeyError, ZeroDivisionError):
         x1, y1, x2, y2 = map(float, item["box"] if "box" in item else item["bbox"])
         if "box" not in item:
             x2, y2 = x1 + x2, y1 + y2
@@ -298,7 +299,10 @@ def _csv_boxes(path: Path, faults: Faults) -> Iterator[Boxed]:
                     _not_a_number(faults, line, code, name, text)
                     break
             else:
-                yield key_of(cells[0], numbers[0]), numbers[1:]
+                if 0 <= numbers[0] < LATEST:
+                    yield key_of(cells[0], numbers[0]), numbers[1:]
+                else:
+                    faults.add(line, error("AVA_SECOND", "second", "{} is no time stamp"), cells[1])
 
 
 def _not_a_number(faults: Faults, line: int, code: str, name: str, text: str) -> None:
@@ -322,7 +326,7 @@ def _parquet_tables(path: Path, faults: Faults) -> dict[str, Any]:
     numbers = [table[name].cast(pa.float64(), safe=False).to_numpy() for name in names]
     values, videos = np.column_stack(numbers), table["video"].combine_chunks().dictionary_encode()
     place = videos.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    known = (place >= 0) & (values[:, 0] >= 0)
+    known = (place >= 0) & (values[:, 0] >= 0) & (values[:, 0] < LATEST)
     nameless = error("AVA_KEY", "video", "no key frame is named")
     faults.rows(np.logical_not(known), np.arange(len(known)), nameless)
     frames, first, inverse = np.unique(

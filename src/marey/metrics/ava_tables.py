@@ -47,6 +47,7 @@ LENGTHS: dict[Kind, tuple[int, ...]] = {  # how many of the columns a row may ha
 WHOLE = ("action", "entity")
 OUTSIDE = 0.01  # of width or height; detectors go a little beyond the frame
 SHOWN = 20  # faults of each code that are kept in full
+LATEST = 1e9  # seconds; time stamps are below
 MICRO = 1_000_000  # key frames are told apart to a microsecond
 
 
@@ -323,7 +324,10 @@ def _wrong(rows: Rows, kind: Kind, faults: Faults) -> Mask:
     """bool [R], the rows whose numbers cannot be; each is noted."""
     second, boxes, where = rows.second, rows.boxes, rows.lines
     wrong = faults.rows(
-        ~((second >= 0) & (second < 1e9)), where, error("AVA_SECOND", "second", "{} is no time stamp"), second
+        ~((second >= 0) & (second < LATEST)),
+        where,
+        error("AVA_SECOND", "second", "{} is no time stamp"),
+        second,
     )
     if kind == "exclusion":
         return wrong
