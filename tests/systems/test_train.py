@@ -264,6 +264,24 @@ def test_more_bad_videos_than_the_limit_end_the_run(tiny, damaged, tmp_path):
     assert error.value.code == "TOO_MANY_BAD"
 
 
+def test_a_run_that_met_too_many_bad_videos_goes_on_as_its_message_says(tiny, damaged, tmp_path):
+    tiny = tiny | {
+        "data.train": str(damaged),
+        "data.val": str(damaged),
+        "data.workers": 0,
+        "training.epochs": 1,
+    }
+    with pytest.raises(DataError, match=r"more than the 1\.00%"):
+        marey.train("demo.moving_shapes", tiny, out=tmp_path / "runs")
+    allowed = tiny | {"data.max_bad": 0.06}
+    with pytest.raises(DataError, match=r"data\.max_bad_test=0\.05"):
+        marey.train("demo.moving_shapes", allowed, out=tmp_path / "runs", resume=True)
+    allowed["data.max_bad_test"] = 0.06
+    done = marey.train("demo.moving_shapes", allowed, out=tmp_path / "runs", resume=True)
+    assert (done.run.name, done.skipped) == ("1", 2)
+    assert load_recipe(done.run / "recipe.json").data.max_bad_test == 0.06
+
+
 def test_an_evaluation_refuses_an_incomplete_list_unless_allowed(trained, damaged, tmp_path):
     with pytest.raises(DataError, match=r"2 of 36") as error:
         marey.test(

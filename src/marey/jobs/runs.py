@@ -23,6 +23,13 @@ COLUMNS = (
     *("val_gap", "val_hit1", "val_perr", "val_map_2018"),
     *("recall", "precision", "recall_top3", "precision_top3"),
 )
+# A run may go on with other values of these: they are about the machine, or about when to give up.
+FREE = frozenset(
+    {
+        *("data.workers", "data.seconds", "data.max_bad", "data.max_bad_test"),
+        *("training.save_minutes", "testing.views_per_forward"),
+    }
+)
 
 
 class Run:
@@ -120,12 +127,12 @@ def last_run(root: Path, recipe: AnyRecipe) -> Path | None:
 
 
 def check_same(folder: Path, recipe: AnyRecipe) -> None:
-    """Refuse to continue a run under another recipe."""
+    """Refuse to continue a run under another recipe; only FREE fields may differ."""
     file = folder / "recipe.json"
     if not file.exists():
         return
-    before, now = msgspec.json.decode(file.read_bytes()), msgspec.to_builtins(recipe)
-    changed = [key for key in flat(now) if flat(before).get(key) != flat(now)[key]]
+    before, now = flat(msgspec.json.decode(file.read_bytes())), flat(msgspec.to_builtins(recipe))
+    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
     if changed:
         raise UsageError(
             "RESUME_MISMATCH",
