@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from marey import __version__
 from marey.cli import adapt, bank, data, report, run, scores, weights
 from marey.errors import MareyError
 
@@ -29,9 +30,20 @@ app.add_typer(scores.app, name="pseudo-label")
 app.add_typer(adapt.app, name="adapt")
 
 
+def show_version(wanted: bool) -> None:
+    """Print Marey's version and end."""
+    if wanted:
+        print(f"marey {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Marey trains, evaluates and runs video models."""  # --debug is read in `main`, wherever it stands
 
