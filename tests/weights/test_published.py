@@ -253,3 +253,9 @@ def test_the_cache_is_where_the_platform_has_its_caches(platform, variables, end
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(published.sys, "platform", platform)
     assert cache_folder().as_posix().endswith(end)
+
+
+def test_a_network_in_place_of_a_release_is_told_from_one():
+    with pytest.raises(UsageError, match=r"is a network.*zoo --model tsm_r50") as error:
+        locate("tsm_r50")
+    assert error.value.code == "UNKNOWN_NAME"

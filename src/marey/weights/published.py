@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from marey.errors import UsageError, WeightsError, nearest
+from marey.models import MODELS
 from marey.video.preprocess import Preprocess
 from marey.weights.download import download
 from marey.weights.release import STAMP, TORCHVISION, clip
@@ -114,6 +115,12 @@ def locate(source: str | os.PathLike[str]) -> Path:
         return path
     name = find(text)
     if name is None:
+        if text in MODELS:
+            raise UsageError(
+                "UNKNOWN_NAME",
+                f"{text!r} is a network, not a release: `marey zoo --model {text}` lists its releases; "
+                "weights of your own are given as a file",
+            )
         counts = Counter(STAMP.sub("", full) for full in RELEASES)
         short = [name for name, count in counts.items() if count == 1]
         raise UsageError(
