@@ -165,6 +165,19 @@ def test_the_pages_show_every_command():
     assert names >= {"predict", "train", "test", "recipes", "recipe", "check", "doctor", "zoo", "convert"}
 
 
+def test_the_first_page_names_every_command():
+    def names(command, prefix: str) -> Iterator[str]:
+        for name, child in command.commands.items():
+            under = f"{prefix} {name}"
+            yield from names(child, under) if hasattr(child, "commands") else [under]
+
+    table = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    unsaid = {"marey adapt run": "marey adapt", "marey pseudo-label make": "marey pseudo-label"}
+    found = [unsaid.get(name, name) for name in names(get_command(app), "marey")]
+    assert len(found) > 20
+    assert [name for name in found if f"`{name}`" not in table] == []
+
+
 @pytest.mark.parametrize("shown", commands(), ids=lambda shown: f"{shown.where} {' '.join(shown.words)[:60]}")
 def test_a_command_that_is_shown_is_understood(shown):
     try:
