@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from marey.models import build
-from marey.weights.create import create_model
+from marey.weights.create import _fitted, create_model
 from marey.weights.published import RELEASES
 from tests.models.published import table_of
 from tests.oracles import filled
@@ -196,4 +196,9 @@ def test_classes_of_uniformer_have_the_names_that_its_classifiers_mean(tmp_path)
 def test_networks_for_other_clips_are_fed_these():
     model = create_model("mvit_b_16x4", 5, frames=8, crop=64, depth=2, starts=(1,), channels=8)
     assert (model.preprocess.frames, model.preprocess.crop) == (8, 64)
+    large = create_model("mvit_b_16x4", 5, frames=8, crop=320, depth=2, starts=(1,), channels=8).preprocess
+    assert (large.crop, large.plan(large.test).short_side) == (320, 366)  # as 224 of 256
+    sparse = _fitted(RELEASES["MViTv2_S_16x4_ssv2_f308341823"].preprocess, 8, 112)
+    plan = sparse.plan(sparse.test)
+    assert (sparse.train_short_side, plan.short_side, plan.crop) == ((128, 160), 112, 112)
     assert create_model("mvit_v2_b", 5, depth=2, starts=(1,), channels=8).preprocess.frames == 32

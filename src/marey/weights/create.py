@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from marey.errors import UsageError, WeightsError, unknown
 from marey.models import DETECTORS, MODELS, NETWORKS, build
-from marey.video.preprocess import Preprocess
+from marey.video.preprocess import Preprocess, Protocol
 from marey.weights import reskd
 from marey.weights.detect import Identity, identify
 from marey.weights.load import fill, held_classes, of_boxes, recognise, trunk_alone
@@ -119,6 +119,24 @@ def _trunk_settings(name: str, origin: Card | Release) -> dict[str, Any]:
     return settings
 
 
+def _fitted(clips: Preprocess, frames: int, crop: int) -> Preprocess:
+    """The same for clips of another size; short sides keep their ratio to the crop, so that it fits."""
+    if clips.input_size:
+        return msgspec.structs.replace(clips, frames=frames, input_size=crop)
+
+    def scaled(side: int | None) -> int | None:
+        return None if side is None else round(side * crop / clips.crop)
+
+    sides: dict[str, Any] = {}
+    for name in ("val", "test"):
+        p: Protocol = getattr(clips, name)
+        sides[name] = msgspec.structs.replace(p, short_side=scaled(p.short_side), crop=scaled(p.crop))
+    if clips.train_short_side:
+        sides["train_short_side"] = tuple(map(scaled, clips.train_short_side))
+    short = scaled(clips.short_side)
+    return msgspec.structs.replace(clips, frames=frames, crop=crop, short_side=short, **sides)
+
+
 def _assemble(
     name: str,
     num_classes: int | None,
@@ -152,9 +170,7 @@ def _assemble(
     if "segments" in overrides:
         model.preprocess = msgspec.structs.replace(model.preprocess, frames=model.segments)
     if hasattr(model, "clip_size"):  # MViT takes clips of one size only
-        frames, crop, _ = model.clip_size
-        size = {"input_size": crop} if model.preprocess.input_size else {"crop": crop}
-        model.preprocess = msgspec.structs.replace(model.preprocess, frames=frames, **size)
+        model.preprocess = _fitted(model.preprocess, *model.clip_size[:2])
     model.class_names = None
     if tensors is not None and found is not None:
         model.load_report = fill(model, tensors, found)
