@@ -2,10 +2,12 @@
 
 import pytest
 
+from marey.errors import UsageError
 from marey.models.cost import macs
 from marey.models.shell import shell
 from marey.recipes.catalog import describe_recipe, list_recipes, load_recipe
 from marey.recipes.reskd import BASELINES, PAIRS, TEACHERS
+from marey.recipes.schema import Distill, Model
 from marey.weights.published import RELEASES
 
 # name: teacher, student, data, classes, frames, epochs, README's figure of the student
@@ -116,3 +118,17 @@ def test_own_pairs_halve_the_crop_of_the_teacher():
     assert load_recipe("distill", {"distill.teacher.options.width": 8}).distill.teacher.options == {
         "width": 8
     }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"feature_mse": 1.0, "temperature": 4.0}, {"logit_kl": 1.0, "map_mean": "elements"},
+        {"logit_kl": 1.0, "projection": True}, {"logit_kl": 0.0}, {"logit_kl": 1.0, "temperature": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_a_loss_that_has_no_weight_are_refused(fields):
+    with pytest.raises(UsageError, match="distill: ") as error:
+        Distill(teacher=Model(name="tsm_r18"), **fields)
+    assert error.value.code == "RECIPE_VALUE"

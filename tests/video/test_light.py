@@ -95,6 +95,7 @@ def test_equalizing_keeps_the_order_of_the_channels():
     "fields",
     [
         {"gamma": 0.0}, {"gain": -1.0}, {"target": 0.0}, {"target": 255.0}, {"limits": (1.0, 0.5)},
+        {"limits": (0.1, 1.0)}, {"gamma": 0.5, "limits": (0.1, 1.0)},
         {"target": 100.0, "gamma": 0.5}, {"equalize": True, "gamma": 0.5},
         {"equalize": True, "decoded": True}, {"target": 100.0, "decoded": True},
     ],

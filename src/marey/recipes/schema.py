@@ -186,6 +186,12 @@ class Distill(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 min(*weights, self.labels) < 0 or max(weights) == 0
             ),
             "temperature must be above 0": not self.temperature > 0,
+            "temperature is that of map_kl and logit_kl, whose weights are 0": (
+                self.temperature != 2 and not max(self.map_kl, self.logit_kl)
+            ),
+            "map_mean is the unit of map_kl, whose weight is 0": (
+                self.map_mean != "positions" and not self.map_kl
+            ),
             "views must be at least 1": self.views < 1,
             "projection adapts maps for feature_mse, whose weight is 0": (
                 self.projection and not self.feature_mse

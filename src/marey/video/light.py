@@ -42,6 +42,9 @@ class Light(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             "gamma and gain must be above 0": not min(self.gamma, self.gain) > 0,
             "target must lie between 0 and 255": self.target is not None and not 0 < self.target < 255,
             "limits must be above 0, the lower first": not 0 < self.limits[0] <= self.limits[1],
+            "limits are of the gamma that brings clips to a target, and there is none": (
+                self.limits != (0.2, 1.0) and self.target is None
+            ),
             "target takes the place of gamma": self.target is not None and self.gamma != 1,
             "equalize takes the place of gamma, gain and target": (
                 self.equalize and (fixed or self.target is not None)
