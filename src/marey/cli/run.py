@@ -366,7 +366,13 @@ def recipes(
     """List the recipes."""
     from marey.recipes.catalog import describe_recipe, list_recipes
 
-    rows({name: describe_recipe(name) for name in list_recipes(pattern)}, as_json)
+    found = list_recipes(pattern)
+    if not found:
+        raise UsageError(
+            "UNKNOWN_RECIPE",
+            f"no recipe's name matches {pattern!r}; '*{pattern.strip('*')}*' takes a part of it",
+        )
+    rows({name: describe_recipe(name) for name in found}, as_json)
 
 
 def recipe(
