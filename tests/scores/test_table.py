@@ -176,6 +176,8 @@ def test_other_files_are_named(tmp_path):
         with pytest.raises(DataError, match=f"{name}.parquet") as error:
             read_scores(tmp_path / f"{name}.parquet")
         assert error.value.code == "SCORES_FORMAT"
+    with pytest.raises(DataError, match=r"no file .*missing"):
+        read_scores(tmp_path / "missing.parquet")
 
 
 # Pickles of Nightcrawler ------------------------------------------------------------------------------

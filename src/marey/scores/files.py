@@ -58,6 +58,8 @@ def read_scores(
     """
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:  # of which pyarrow says the name alone
+        raise DataError("SCORES_FORMAT", f"no file {str(path)!r}; check the path") from None
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise DataError(
             "SCORES_FORMAT", f"cannot read {str(path)!r}: {str(error).partition(chr(10))[0]:.200}"
