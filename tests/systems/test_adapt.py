@@ -9,6 +9,8 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from marey.data.lists import read_list
 from marey.errors import DataError, UsageError
@@ -284,6 +286,22 @@ def test_plans_that_cannot_be_are_refused(places):
     )
     assert [made.clips.crop for made in members.values()] == [64, 32]
     assert {made.training.epochs for made in members.values()} == {3}
+
+
+def test_networks_are_calibrated_by_the_norms_of_the_source(places, tmp_path):
+    """The labelled videos are the source's; what is scored on the target keeps the target's norms."""
+    adapt(plan_of(places, rounds=0, calibrate=True, val=str(places.train), norms=1), tmp_path)
+    made = json.loads((tmp_path / "step0/score-val-a/stage.manifest.json").read_text())["inputs"]
+    home = tmp_path / "step0/source-norms-a/source-norms.safetensors"
+    assert made["checkpoint"]["sha256"] == sha256_of(home)
+    used = json.loads((tmp_path / "step0/score-target-a/stage.manifest.json").read_text())["inputs"]
+    adapted = next(tmp_path.glob("step0/train-a/*/1/checkpoints/last.safetensors"))
+    assert used["checkpoint"]["sha256"] == sha256_of(adapted)
+    one, other = load_file(home), load_file(adapted)
+    changed = {name.rpartition(".")[2] for name in one if not torch.equal(one[name], other[name])}
+    assert (
+        {"running_mean", "running_var"} <= changed <= {"running_mean", "running_var", "num_batches_tracked"}
+    )
 
 
 def test_filters_and_norms_reach_the_stages(places, tmp_path):

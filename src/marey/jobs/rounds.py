@@ -22,11 +22,11 @@ from marey.jobs.epochs import Trained
 from marey.jobs.leaks import leaks
 from marey.jobs.provenance import Provenance, is_current, now, read_card, sha256_of, write_card
 from marey.jobs.pseudo_label import pseudo_label, refuse_leaks
-from marey.jobs.rounds_plan import OWN, Plan, reads_truth, stage_recipe
+from marey.jobs.rounds_plan import NORMS, OWN, Plan, reads_truth, stage_recipe
 from marey.jobs.runs import plain_json
 from marey.jobs.scores import open_scores
 from marey.jobs.scoring import score_videos
-from marey.jobs.sharpen import sharpen
+from marey.jobs.sharpen import remeasure, sharpen
 from marey.jobs.train import train
 from marey.jobs.vote import vote
 from marey.recipes.schema import Recipe
@@ -345,13 +345,42 @@ class Rounds:
         return self._output(stage, made, "scores" if "scores" in made.outputs else "csv")
 
     def temperature(self, step: int, name: str, checkpoint: Path, recipe: Recipe) -> None:
-        """Find how sure a network should be, on labelled videos of the source."""
+        """Find how sure a network should be, on labelled videos of the source, by the source's statistics.
+
+        With those of the target it would not know them, and would be taken for a network that is never sure.
+        """
+        if self._norms(recipe):
+            checkpoint = self._at_home(step, name, checkpoint, recipe)
         table = open_scores([f"{name}={self.score(f'step{step}', name, checkpoint, recipe, 'val')}"])
         scores = table.tables[name]
         known = scores.labels >= 0
         assert scores.probabilities is not None
-        self.temperatures[name] = fit_temperature(scores.probabilities[known], scores.labels[known])
+        if (scores.probabilities[known].argmax(axis=1) == scores.labels[known]).all():
+            self.temperatures[name] = 1.0  # the surer, the better: no temperature would be low enough
+        else:
+            self.temperatures[name] = fit_temperature(scores.probabilities[known], scores.labels[known])
         self.say(f"  {name}: temperature {self.temperatures[name]:.2f}")
+
+    def _norms(self, recipe: Recipe) -> int:
+        """Batches of the target that a network's batch norms are measured on."""
+        return (recipe.training.precise_bn or NORMS) if self.plan.norms is None else self.plan.norms
+
+    def _at_home(self, step: int, name: str, checkpoint: Path, recipe: Recipe) -> Path:
+        """The network with its batch norms measured on the source."""
+        stage, norms = f"step{step}/source-norms-{name}", self._norms(recipe)
+        settings = {"norms": norms, "seed": self.plan.seed, "source": self.source.fingerprint()}
+
+        def work(folder: Path, _: bool) -> Files:
+            made = folder / "source-norms.safetensors"
+            fabric = launch(accelerator=self.accelerator)
+            with Pool(setup.decoding_workers(recipe.data), recipe.data.seconds) as pool:
+                remeasure(
+                    checkpoint, self.source, made, fabric=fabric, pool=pool, norms=norms, seed=self.plan.seed
+                )
+            return {"checkpoint": made}
+
+        done = self.stage(stage, "norms", settings, {"checkpoint": checkpoint}, work)
+        return self._output(stage, done, "checkpoint")
 
     # Everything -----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A checkpoint is made surer of unlabelled videos: its norms move, then their statistics are measured."""
+"""A checkpoint's norms are brought to videos without labels: statistics, and for surer answers more."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -41,20 +41,45 @@ def sharpen(
     norms  batches that the statistics of batch norms are measured on afterwards
     """
     model: Any = open_model(checkpoint).to(fabric.device)
-    bare = clips.relabelled(np.zeros(len(clips), np.int64))
-
-    def batches(epoch: int) -> Iterator[Tensor]:
-        drawn = train_batches(
-            bare, model.preprocess, pool=pool, batch=BATCH, seed=seed, epoch=epoch,
-            num_classes=1, multi_label=False,
-        )  # fmt: skip
-        for batch in drawn:
-            if len(batch.frames) > 1:  # the statistics of one clip say little
-                yield normalize(batch.frames.to(fabric.device), model.preprocess, batch.mirrored)
-
     torch.manual_seed(seed)
-    steps = lower_entropy(model, batches(0), lr=lr, reliable=reliable, diversity=diversity)
-    recompute_batch_norm(model, islice(batches(1), norms))
+    steps = lower_entropy(
+        model, _batches(model, clips, fabric, pool, seed, 0), lr=lr, reliable=reliable, diversity=diversity
+    )
+    recompute_batch_norm(model, islice(_batches(model, clips, fabric, pool, seed, 1), norms))
+    _save(out, model)
+    return steps
+
+
+def remeasure(
+    checkpoint: Path,
+    clips: ClipList,
+    out: Path,
+    *,
+    fabric: Fabric,
+    pool: Pool,
+    norms: int = 50,
+    seed: int = 0,
+) -> None:
+    """Write the network to `out` with the statistics of its batch norms on these clips; no label is read."""
+    model: Any = open_model(checkpoint).to(fabric.device)
+    recompute_batch_norm(model, islice(_batches(model, clips, fabric, pool, seed, 0), norms))
+    _save(out, model)
+
+
+def _batches(
+    model: Any, clips: ClipList, fabric: Fabric, pool: Pool, seed: int, epoch: int
+) -> Iterator[Tensor]:
+    bare = clips.relabelled(np.zeros(len(clips), np.int64))
+    drawn = train_batches(
+        bare, model.preprocess, pool=pool, batch=BATCH, seed=seed, epoch=epoch,
+        num_classes=1, multi_label=False,
+    )  # fmt: skip
+    for batch in drawn:
+        if len(batch.frames) > 1:  # the statistics of one clip say little
+            yield normalize(batch.frames.to(fabric.device), model.preprocess, batch.mirrored)
+
+
+def _save(out: Path, model: Any) -> None:
     save_checkpoint(
         out,
         model,
@@ -63,4 +88,3 @@ def sharpen(
         recipe=(model.metadata or {}).get("recipe", {}),
         metrics={},
     )
-    return steps
