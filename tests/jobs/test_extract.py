@@ -19,6 +19,7 @@ from safetensors import safe_open
 import marey
 from marey.errors import EnvironmentFault, MareyError, UsageError
 from marey.jobs import extract as job
+from marey.jobs import pieces as reading
 from marey.jobs.extract import extract_features
 from marey.jobs.manifest import Shard
 from marey.video.preprocess import Preprocess, Protocol, normalize
@@ -254,14 +255,14 @@ def test_workers_do_not_change_a_bit(videos, tmp_path):
     for workers in (0, 2):
         extract_features(model, videos[:2], tmp_path / str(workers), per=0.025, **HERE | {"workers": workers})
     assert outputs(tmp_path / "0") == outputs(tmp_path / "2")
-    assert len(index(tmp_path / "0")) > 2 * job.PIECE / 4
+    assert len(index(tmp_path / "0")) > 2 * reading.PIECE / 4
 
 
 def test_pieces_and_batches_change_nothing_but_rounding(videos, tmp_path, monkeypatch):
     model = network()
     extract_features(model, videos, tmp_path / "whole", per=0.5, **HERE)
     extract_features(model, videos, tmp_path / "single", per=0.5, views_per_forward=1, **HERE)
-    monkeypatch.setattr(job, "PIECE", 8)  # two windows
+    monkeypatch.setattr(reading, "PIECE", 8)  # two windows
     extract_features(model, videos, tmp_path / "pieces", per=0.5, **HERE)
     whole, single, pieces = (vectors(tmp_path / name) for name in ("whole", "single", "pieces"))
     assert whole.keys() == single.keys() == pieces.keys()
@@ -305,7 +306,7 @@ def test_a_stopped_run_has_saved_all_and_continues_to_the_same(videos, tmp_path,
 def test_a_long_video_that_is_stopped_midway_is_not_half_written(videos, tmp_path, monkeypatch):
     model = network()
     add = job.Rows.add
-    monkeypatch.setattr(job, "PIECE", 8)
+    monkeypatch.setattr(reading, "PIECE", 8)
     monkeypatch.setattr(
         job.Rows, "add", lambda *args, **how: (os.kill(os.getpid(), signal.SIGINT), add(*args, **how))
     )

@@ -46,6 +46,15 @@ def predict(
         str | None, typer.Option(help="How long a window lasts; default: as long as --every.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl, .csv or .parquet.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --out; skip videos that were scored before.")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; processes share --out.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With --out: decoding processes; -1: one per core, at most eight.")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
     threshold: Annotated[
         float | None,
@@ -103,11 +112,12 @@ def predict(
         "video": video,
     }
     for_records = {"classes": classes, "submission": submission or None}
+    for_many = {"resume": resume or None, "shard": shard, "workers": workers}
     without = for_records | for_films | {"threshold": threshold}
     if tagger:
-        without = {"every": every, "span": span, "template": template, **for_films}
+        without = {"every": every, "span": span, "template": template, **for_films, **for_many}
     elif detector:
-        without = {"span": span, **for_records}
+        without = {"span": span, **for_records, **for_many}
     for name, value in without.items():
         if value is not None:
             takes = "features of frames" if tagger else "boxes of persons" if detector else "clips"
@@ -147,6 +157,12 @@ def predict(
         )
         return
     top = top or 5
+    if any(value is not None for value in for_many.values()):
+        _predict_many(
+            network, sources, out, as_json, top=top, every=seconds(every), span=seconds(span), resume=resume,
+            shard=shard, workers=-1 if workers is None else workers, template=template, device=device,
+        )  # fmt: skip
+        return
     found = run(
         network,
         sources,
@@ -170,6 +186,23 @@ def predict(
                 f"{row.source}{window}  " + "  ".join(f"{name} {score:.1%}" for score, name in row.top(top))
             )
     if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _predict_many(
+    network: Any, sources: list[str], out: Path | None, as_json: bool, shard: str | None, **options: Any
+) -> None:
+    """Predictions as a job that can go on: a summary is printed, the rows are in the file."""
+    from marey.jobs.manifest import shard as part
+    from marey.jobs.predict_many import predict_many
+
+    if out is None:
+        raise UsageError("USAGE", "--resume, --shard and --workers need --out FILE")
+    found = predict_many(network, sources, out, shard=None if shard is None else part(shard), **options)
+    rows(found._asdict() | {"out": None if found.out is None else str(found.out)}, as_json)
+    if found.out is None:
+        print(f"marey: {found.left} videos are left; {out} is written when none is", file=sys.stderr)
+    if found.failed:
         raise typer.Exit(SOME_FAILED)
 
 

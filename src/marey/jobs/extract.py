@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,28 +19,20 @@ from marey.jobs.check_files import stamp
 from marey.jobs.extract_files import Format, file_of, write_features, write_index
 from marey.jobs.interrupt import Interrupted, stop_signals
 from marey.jobs.manifest import Item, Manifest, Shard
-from marey.jobs.predict import windows
+from marey.jobs.pieces import SECONDS, Per, Piece, Span, Task, open_video, pieces
 from marey.jobs.progress import Progress
 from marey.jobs.setup import cores
 from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.models.parts import ResNet
 from marey.models.tsn import TSN
-from marey.video.preprocess import Preprocess, Protocol, Views, normalize
-from marey.video.reader import Video, read_video
+from marey.video.preprocess import Preprocess, Views, normalize
 from marey.video.source import Source, expand
 from marey.weights.create import create_model, open_model
 from marey.weights.native import digest
 
 VERSION = 1  # of the features and the index; what another version made is not continued
-PIECE = 256  # frames that are read and held together, but at least one window's
-SECONDS = 600.0  # for one piece; a worker that takes longer is ended
-
 Dtype = Literal["float16", "float32"]
-Per = float | Literal["clip", "video"]
-Span = tuple[float, float, int]  # start and end in seconds from the first frame, frames
-
-
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Source]
 
 
@@ -130,7 +122,7 @@ def extract_features(
             name = {"source": found[item.key].name}
             try:
                 rows = Rows(dtype)
-                for piece, share in _pieces(video, pool):
+                for piece, share in pieces(video, pool):
                     rows.add(piece, embedding(piece.views), mean=per != "clip")
                     if share < 1:
                         progress(ended + share, len(waiting))
@@ -207,92 +199,6 @@ def sources_by_path(sources: Sources, template: str | None = None) -> dict[str, 
         for source in given:
             found.setdefault(os.path.abspath(source.path), source)  # noqa: PTH100 - a link stays a link
     return found
-
-
-# Reading ----------------------------------------------------------------------------------------------
-
-
-class Task(msgspec.Struct, frozen=True):
-    """A video to open."""
-
-    path: str
-    template: str | None
-    preprocess: Preprocess
-    per: Per
-
-    @property
-    def protocol(self) -> Protocol:
-        """How a window becomes views."""
-        return self.preprocess.test if isinstance(self.per, str) else self.preprocess.val
-
-
-class Piece(NamedTuple):
-    """Some windows of a video, read: the views of each, the rows they make, and notes on the file."""
-
-    views: list[Views]
-    spans: list[Span]
-    notes: tuple[str, ...]
-
-
-class Rest(NamedTuple):
-    """Windows of a measured video that are to be read: (start, end, frame numbers) of each."""
-
-    task: Task
-    video: Video
-    windows: list[tuple[float, float, range]]
-
-    @property
-    def path(self) -> str:
-        """What errors name."""
-        return self.task.path
-
-
-class Opened(NamedTuple):
-    """A measured video: its first piece, and those that follow."""
-
-    first: Piece
-    rest: list[Rest]
-
-
-def open_video(task: Task) -> Opened:
-    """Measure a video, lay its windows and read the first ones. Raises MediaError."""
-    folder = os.path.isdir(task.path)  # noqa: PTH112 - bytes that are no text stay as they are
-    with read_video(task.path, template=task.template if folder else None) as video:
-        laid = list(windows(video, task.preprocess, None if isinstance(task.per, str) else task.per, None))
-        frames = task.preprocess.pick_test(len(laid[0][2]), task.protocol, video.fps).size
-        step = max(1, PIECE // frames)
-        parts = [Rest(task, video, laid[start : start + step]) for start in range(0, len(laid), step)]
-        return Opened(read_piece(parts[0]), parts[1:])
-
-
-def read_piece(part: Rest) -> Piece:
-    """Read the views of some windows. Raises MediaError."""
-    task = part.task
-    with part.video as video:
-        views = [task.preprocess.views(video, task.protocol, frames) for _, _, frames in part.windows]
-        spans = [(start, end, len(frames)) for start, end, frames in part.windows]
-        if task.per == "clip":
-            spans = _clips(views[0], video)
-        return Piece(views, spans, tuple(f"{note.code}: {note.text}" for note in video.notes))
-
-
-def _clips(views: Views, video: Video) -> list[Span]:
-    """Where the clips of a whole video's views lie."""
-    times = np.append(video.timestamps - video.timestamps[0], video.seconds)
-    numbers = [np.unique(views.numbers[clip]) for clip in views.index]
-    return [(float(times[n[0]]), float(times[n[-1] + 1]), len(n)) for n in numbers]
-
-
-def _pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, float]]:
-    """The pieces of a video, and how much of it is read with each, 0..1. Raises its MediaError."""
-    if isinstance(video, MareyError):
-        raise video
-    count = 1 + len(video.rest)
-    yield video.first, 1 / count
-    for number, (_, piece) in enumerate(pool.run(read_piece, video.rest, prefetch=pool.workers + 1), 2):
-        if isinstance(piece, MareyError):
-            raise piece
-        yield piece, number / count
 
 
 # Embedding --------------------------------------------------------------------------------------------

@@ -118,6 +118,11 @@ class Manifest:
         """Where the settings are; written with the first entry."""
         return self.folder / "job.json"
 
+    @property
+    def journal(self) -> str:
+        """This process's, relative to the folder: the output of items whose result is all there is."""
+        return self._journal.relative_to(self.folder).as_posix()
+
     def waiting(self, items: Iterable[Item]) -> list[Item]:
         """The items that are not finished: new, changed, failed before, or without their output."""
         return [item for item in items if not self._finished(item)]

@@ -30,10 +30,14 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> Iterator
 
     Lists (names, scores, notes) are joined by ";" in CSV. Raises UsageError OUT_SUFFIX for another suffix.
     """
-    writers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix.lower() not in writers:
+    check_suffix(path)
+    return _whole(WRITERS[path.suffix.lower()], predictions, path)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UsageError OUT_SUFFIX for a file that predictions are not written as."""
+    if path.suffix.lower() not in WRITERS:
         raise UsageError("OUT_SUFFIX", f"{str(path)!r}: predictions are written as .jsonl, .csv or .parquet")
-    return _whole(writers[path.suffix.lower()], predictions, path)
 
 
 def _whole(writer: Any, predictions: Iterable[Prediction], path: Path) -> Iterator[Prediction]:
@@ -74,3 +78,6 @@ def _row(prediction: Prediction) -> dict[str, Any]:
         "notes": list(prediction.notes),
     }
     return plain | lists
+
+
+WRITERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

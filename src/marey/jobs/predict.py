@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -71,39 +71,61 @@ def predict(
     """
     if every is not None and not every > 0:
         raise UsageError("EVERY", f"windows must start more than 0 seconds apart, not {every}")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    opened = model if isinstance(model, nn.Module) else open_model(model)
-    if takes_features(opened):
-        raise UsageError(
-            "NO_CLIPS", "the network takes features of frames; marey.jobs.tags.tag_records gives their tags"
-        )
-    if hasattr(opened, "box_features"):
-        raise UsageError(
-            "NO_CLIPS", "the network takes boxes of persons; marey.jobs.predict_boxes.predict_boxes runs it"
-        )
-    network: Any = folded(opened).to(place)
-    data = getattr(network, "metadata", {}).get("recipe", {}).get("data", {})
-    several, labels = data.get("multi_label") and data.get("labels", "each") == "each", network.class_names
+    scorer = Scorer(model, device, top, windowed=every is not None, chunk=views_per_forward)
     names = [sources] if isinstance(sources, str | os.PathLike) else sources
     for source in expand(names, template=template):
         try:
             with read_video(source.path, template=source.template) as video:
-                for start, end, part in windows(video, network.preprocess, every, span):
-                    protocol = network.preprocess.test if every is None else network.preprocess.val
-                    views = network.preprocess.views(video, protocol, part)
-                    logits = view_logits(network, views, network.preprocess, place, views_per_forward)
-                    if network.preprocess.average == "score":
-                        logits = logits.mean(0, keepdim=True)
-                    how: Average = "max" if network.preprocess.average == "max" else "prob"
-                    scores = average_views(logits, how, multi_label=bool(several)).numpy()
-                    best = []
-                    for label in np.argsort(-scores, kind="stable")[:top].tolist():
-                        name = labels[label] if labels else str(label)
-                        best.append(Score(label, name, float(scores[label])))
+                for start, end, part in windows(video, scorer.preprocess, every, span):
+                    views = scorer.preprocess.views(video, scorer.protocol, part)
                     notes = tuple(map("{0.code}: {0.text}".format, video.notes))
-                    yield Prediction(source.name, start, end, tuple(best), notes)
+                    yield Prediction(source.name, start, end, scorer(views), notes)
         except MareyError as error:
             yield Prediction(source.name, code=error.code, message=error.message)
+
+
+class Scorer:
+    """A network that is ready to score views: folded, on its device.
+
+    windowed  views are those of windows, by the validation protocol, else of whole videos by the test's
+
+    Raises UsageError NO_CLIPS for networks that take something else, and what opening the model raises.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | os.PathLike[str],
+        device: str | None,
+        top: int,
+        *,
+        windowed: bool,
+        chunk: int,
+    ) -> None:
+        opened = model if isinstance(model, nn.Module) else open_model(model)
+        takes = None
+        if takes_features(opened):
+            takes = "features of frames; marey.jobs.tags.tag_records gives their tags"
+        elif hasattr(opened, "box_features"):
+            takes = "boxes of persons; marey.jobs.predict_boxes.predict_boxes runs it"
+        if takes:
+            raise UsageError("NO_CLIPS", f"the network takes {takes}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network: Any = folded(opened).to(self.device)
+        self.preprocess = cast("Preprocess", self.network.preprocess)
+        self.protocol = self.preprocess.val if windowed else self.preprocess.test
+        self.top, self.chunk = top, chunk
+        data = getattr(self.network, "metadata", {}).get("recipe", {}).get("data", {})
+        self.several = bool(data.get("multi_label")) and data.get("labels", "each") == "each"
+
+    def __call__(self, views: Views) -> tuple[Score, ...]:
+        """The best classes of the views together, best first."""
+        logits = view_logits(self.network, views, self.preprocess, self.device, self.chunk)
+        if self.preprocess.average == "score":
+            logits = logits.mean(0, keepdim=True)
+        how: Average = "max" if self.preprocess.average == "max" else "prob"
+        scores = average_views(logits, how, multi_label=self.several).numpy()
+        names, best = self.network.class_names, np.argsort(-scores, kind="stable")[: self.top].tolist()
+        return tuple(Score(c, names[c] if names else str(c), float(scores[c])) for c in best)
 
 
 def windows(
