@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import marey
+from marey import cli
 from marey.cli.run import recipes
 from marey.errors import UsageError
 
@@ -25,3 +27,35 @@ def test_a_pattern_that_no_recipe_matches_is_an_error_and_not_an_empty_list():
     with pytest.raises(UsageError, match=r"'\*tsm_r51\*' takes a part") as error:
         recipes("tsm_r51")
     assert error.value.code == "UNKNOWN_RECIPE"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation"), 5),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), 5),
+        (MemoryError(), 5),
+    ],
+    ids=str,
+)
+def test_memory_that_runs_out_is_one_line_that_says_what_takes_less(monkeypatch, capsys, error, code):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(cli, "app", full)
+    monkeypatch.setattr("sys.argv", ["marey", "train"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == code and len(lines) == 1
+    assert lines[0].startswith("marey: OUT_OF_MEMORY: ") and "training.batch" in lines[0]
+
+
+def test_other_errors_of_torch_keep_their_traceback(monkeypatch):
+    def wrong(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(cli, "app", wrong)
+    monkeypatch.setattr("sys.argv", ["marey", "train"])
+    with pytest.raises(RuntimeError, match="shapes"):
+        cli.main()
