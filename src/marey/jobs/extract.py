@@ -1,8 +1,7 @@
 """`marey features`: videos in, pooled feature vectors out, a file per video and one index; resumable."""
 
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,15 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from marey.data.workers import Pool
-from marey.errors import EnvironmentFault, MareyError, UsageError, unknown
+from marey.errors import MareyError, UsageError, unknown
 from marey.jobs.check_files import stamp
 from marey.jobs.extract_files import Format, file_of, write_features, write_index
-from marey.jobs.interrupt import Interrupted, stop_signals
 from marey.jobs.manifest import Item, Manifest, Shard
-from marey.jobs.pieces import SECONDS, Per, Piece, Span, Task, open_video, pieces
-from marey.jobs.progress import Progress
-from marey.jobs.setup import cores
+from marey.jobs.pieces import Made, Per, Piece, Span, Task, check_all, each_video
 from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.models.parts import ResNet
@@ -114,42 +109,19 @@ def extract_features(
     found = sources_by_path(sources, template)
     items = [Item(path, stamp(path)) for path in found if shard is None or shard.holds(path)]
     waiting = manifest.waiting(items)
-    tasks = (Task(item.key, found[item.key].template, clips, per) for item in waiting)
-    ended, failed, progress = 0, 0, Progress("features", quiet=quiet)
-    with Pool(cores() if workers < 0 else workers, SECONDS) as pool, stop_signals() as stop:
-        opened = pool.run(open_video, tasks, prefetch=pool.workers + 1)
-        for item, (_, video) in zip(waiting, opened, strict=True):
-            name = {"source": found[item.key].name}
-            try:
-                rows = Rows(dtype)
-                for piece, share in pieces(video, pool):
-                    rows.add(piece, embedding(piece.views), mean=per != "clip")
-                    if share < 1:
-                        progress(ended + share, len(waiting))
-                    if stop.is_set():
-                        break
-                if share < 1:  # stopped midway
-                    break
-                file = file_of(item.key, format)
-                write_features(manifest.folder / file, rows.features(), rows.seconds(), name | about, format)
-                manifest.add(item, file=file, result=name | {"spans": rows.spans, "notes": piece.notes})
-            except MareyError as error:
-                if isinstance(error, UsageError | EnvironmentFault):
-                    raise
-                manifest.add(item, code=error.code, message=error.message, result=name)
-                failed += 1
-                if not quiet:
-                    print(f"{name['source']}: {error.code}: {error.message}", file=sys.stderr)
-            ended += 1
-            progress(ended, len(waiting))
-            if stop.is_set():
-                break
+    tasks = {i: Task(i.key, found[i.key].name, found[i.key].template, clips, per) for i in waiting}
+
+    def store(item: Item, parts: Iterator[Piece]) -> Made:
+        rows, name, file = Rows(dtype), {"source": found[item.key].name}, file_of(item.key, format)
+        for piece in parts:
+            rows.add(piece, embedding(piece.views), mean=per != "clip")
+            notes = piece.notes
+        write_features(manifest.folder / file, rows.features(), rows.seconds(), name | about, format)
+        return file, name | {"spans": rows.spans, "notes": notes}
+
+    ended, failed = each_video("features", manifest, tasks, store, workers=workers, quiet=quiet)
     vectors, bad = write_index(manifest, manifest.folder / "index.jsonl")
-    if ended < len(waiting):
-        raise Interrupted(
-            "INTERRUPTED",
-            f"stopped after {ended} of {len(waiting)} videos, which are saved; continue with --resume",
-        )
+    check_all(ended, len(waiting))
     return Extracted(manifest.folder, ended - failed, len(items) - len(waiting), failed, vectors, bad)
 
 

@@ -1,15 +1,20 @@
-"""Videos in pieces: worker processes measure them and read their views, some windows at a time."""
+"""A job over very many videos: worker processes measure them and read their views, some windows at a time."""
 
 import os
-from collections.abc import Iterator
-from typing import Literal, NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from marey.data.workers import Pool
-from marey.errors import MareyError
+from marey.errors import EnvironmentFault, MareyError, UsageError
+from marey.jobs.interrupt import Interrupted, stop_signals
+from marey.jobs.manifest import Item, Manifest
 from marey.jobs.predict import windows
+from marey.jobs.progress import Progress
+from marey.jobs.setup import cores
 from marey.video.preprocess import Preprocess, Protocol, Views
 from marey.video.reader import Video, read_video
 
@@ -23,12 +28,14 @@ Span = tuple[float, float, int]  # start and end in seconds from the first frame
 class Task(msgspec.Struct, frozen=True):
     """A video to open.
 
+    name   what it is called in results
     per    "clip", "video": whole videos by the test protocol; a number: windows that start so many seconds
            apart, by the validation protocol
     span   seconds a window lasts; None: as `marey.jobs.predict.windows` says
     """
 
     path: str
+    name: str
     template: str | None
     preprocess: Preprocess
     per: Per
@@ -98,7 +105,7 @@ def _clips(views: Views, video: Video) -> list[Span]:
     return [(float(times[n[0]]), float(times[n[-1] + 1]), len(n)) for n in numbers]
 
 
-def pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, float]]:
+def _pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, float]]:
     """The pieces of a video, and how much of it is read with each, 0..1. Raises its MediaError."""
     if isinstance(video, MareyError):
         raise video
@@ -108,3 +115,63 @@ def pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, floa
         if isinstance(piece, MareyError):
             raise piece
         yield piece, number / count
+
+
+# The job ----------------------------------------------------------------------------------------------
+
+Made = tuple[str, dict[str, Any]]  # the output's file, relative to the job's folder, and the result to note
+Work = Callable[[Item, Iterator[Piece]], Made]
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of a video."""
+
+
+def each_video(
+    what: str, manifest: Manifest, tasks: dict[Item, Task], work: Work, *, workers: int, quiet: bool
+) -> tuple[int, int]:
+    """Have `work` make its output of each video's pieces, and note how that ended: (ended, of them failed).
+
+    tasks    the videos that wait, by item; the task's name is what failures are called by
+    workers  decoding processes; -1: one per core, at most eight; 0: this one decodes
+
+    After SIGINT, SIGTERM or SIGUSR1 fewer have ended; the one that was worked on leaves nothing.
+    """
+    ended, failed, progress = 0, 0, Progress(what, quiet=quiet)
+
+    def watched(video: Opened | MareyError) -> Iterator[Piece]:
+        for piece, share in _pieces(video, pool):
+            yield piece
+            if share < 1:
+                progress(ended + share, len(tasks))
+                if stop.is_set():
+                    raise _Stopped
+
+    with Pool(cores() if workers < 0 else workers, SECONDS) as pool, stop_signals() as stop:
+        opened = pool.run(open_video, iter(tasks.values()), prefetch=pool.workers + 1)
+        for (item, task), (_, video) in zip(tasks.items(), opened, strict=True):
+            try:
+                file, result = work(item, watched(video))
+                manifest.add(item, file=file, result=result)
+            except _Stopped:
+                break
+            except MareyError as error:
+                if isinstance(error, UsageError | EnvironmentFault):
+                    raise
+                manifest.add(item, code=error.code, message=error.message, result={"source": task.name})
+                failed += 1
+                if not quiet:
+                    print(f"{task.name}: {error.code}: {error.message}", file=sys.stderr)
+            ended += 1
+            progress(ended, len(tasks))
+            if stop.is_set():
+                break
+    return ended, failed
+
+
+def check_all(ended: int, count: int) -> None:
+    """Raises Interrupted where a signal ended the job before its last video."""
+    if ended < count:
+        raise Interrupted(
+            "INTERRUPTED", f"stopped after {ended} of {count} videos, which are saved; continue with --resume"
+        )

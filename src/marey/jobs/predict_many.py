@@ -1,7 +1,6 @@
 """`marey predict --resume`: very many videos, decoded by several processes; after a kill it goes on."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,17 +8,13 @@ from typing import NamedTuple
 import msgspec
 from torch import nn
 
-from marey.data.workers import Pool
-from marey.errors import EnvironmentFault, MareyError, UsageError
+from marey.errors import UsageError
 from marey.jobs.check_files import stamp
 from marey.jobs.extract import Sources, sources_by_path
-from marey.jobs.interrupt import Interrupted, stop_signals
 from marey.jobs.manifest import Entry, Item, Manifest, Shard
 from marey.jobs.output import check_suffix, write_predictions
-from marey.jobs.pieces import SECONDS, Opened, Per, Task, open_video, pieces
+from marey.jobs.pieces import Made, Per, Piece, Task, check_all, each_video
 from marey.jobs.predict import Prediction, Scorer
-from marey.jobs.progress import Progress
-from marey.jobs.setup import cores
 from marey.video.source import Source
 from marey.weights.native import digest
 
@@ -89,35 +84,20 @@ def predict_many(
     found = sources_by_path(sources, template)
     items = [Item(path, stamp(path)) for path in found]
     own = [item for item in items if shard is None or shard.holds(item.key)]
-    waiting, failed = manifest.waiting(own), 0
+    waiting = manifest.waiting(own)
     per: Per = "video" if every is None else every
-    tasks = (Task(item.key, found[item.key].template, scorer.preprocess, per, span) for item in waiting)
-    ended, progress = 0, Progress("predict", quiet=quiet)
-    with Pool(cores() if workers < 0 else workers, SECONDS) as pool, stop_signals() as stop:
-        opened = pool.run(open_video, tasks, prefetch=pool.workers + 1)
-        for item, (_, video) in zip(waiting, opened, strict=True):
-            source = found[item.key]
-            try:
-                rows = []
-                for row, share in _scored(source, video, scorer, pool):
-                    rows.append(msgspec.to_builtins(row))
-                    progress(ended + share, len(waiting))
-                    if stop.is_set():
-                        break
-                if share < 1:  # stopped midway
-                    break
-                manifest.add(item, file=manifest.journal, result={"rows": rows})
-            except MareyError as error:
-                if isinstance(error, UsageError | EnvironmentFault):
-                    raise
-                manifest.add(item, code=error.code, message=error.message, result={})
-                failed += 1
-                if not quiet:
-                    print(f"{source.name}: {error.code}: {error.message}", file=sys.stderr)
-            ended += 1
-            progress(ended, len(waiting))
-            if stop.is_set():
-                break
+    clips = scorer.preprocess
+    tasks = {i: Task(i.key, found[i.key].name, found[i.key].template, clips, per, span) for i in waiting}
+
+    def score(_: Item, parts: Iterator[Piece]) -> Made:
+        rows = [
+            {"start": start, "end": end, "classes": scorer(views), "notes": piece.notes}
+            for piece in parts
+            for views, (start, end, _) in zip(piece.views, piece.spans, strict=True)
+        ]
+        return manifest.journal, {"rows": msgspec.to_builtins(rows)}
+
+    ended, failed = each_video("predict", manifest, tasks, score, workers=workers, quiet=quiet)
     left = len(items)
 
     def write(entries: list[Entry]) -> None:
@@ -130,25 +110,8 @@ def predict_many(
                 pass
 
     manifest.publish(write)
-    if ended < len(waiting):
-        raise Interrupted(
-            "INTERRUPTED",
-            f"stopped after {ended} of {len(waiting)} videos, which are saved; continue with --resume",
-        )
+    check_all(ended, len(waiting))
     return Predicted(None if left else out, ended - failed, len(own) - len(waiting), failed, left)
-
-
-def _scored(
-    source: Source, video: Opened | MareyError, scorer: Scorer, pool: Pool
-) -> Iterator[tuple[Prediction, float]]:
-    """Each window of a video, scored, and how much of the video is done with it, 0..1."""
-    before = 0.0
-    for piece, share in pieces(video, pool):
-        count = len(piece.views)
-        for number, (views, (start, end, _)) in enumerate(zip(piece.views, piece.spans, strict=True), 1):
-            done = share if number == count else before + (share - before) * number / count
-            yield Prediction(source.name, start, end, scorer(views), piece.notes), done
-        before = share
 
 
 def _ended(entry: Entry | None, item: Item) -> bool:
@@ -162,4 +125,4 @@ def _rows(known: list[tuple[Source, Entry]]) -> Iterator[Prediction]:
             yield Prediction(source.name, code=entry.code, message=entry.message)
         else:
             for row in entry.result["rows"]:
-                yield msgspec.structs.replace(msgspec.convert(row, Prediction), source=source.name)
+                yield msgspec.convert({"source": source.name, **row}, Prediction)
