@@ -23,7 +23,6 @@ from marey.jobs import pieces as reading
 from marey.jobs.extract import extract_features
 from marey.jobs.manifest import Shard
 from marey.video.preprocess import Preprocess, Protocol, normalize
-from marey.video.synthetic import render_moving_shapes
 from marey.weights.native import save_checkpoint
 
 CLIPS = Preprocess(
@@ -36,14 +35,6 @@ CLIPS = Preprocess(
     test=Protocol(clips=3, crops="three", crop=36),
 )
 HERE = {"workers": 0, "device": "cpu", "quiet": True}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Six videos of 30 frames at 12 frames per second."""
-    folder = tmp_path_factory.mktemp("videos")
-    render_moving_shapes(folder, train=1, val=0, test=0, size=(48, 40), frames=30)
-    return sorted(folder.rglob("*.mp4"))
 
 
 def network(name="tsm_r18", preprocess=CLIPS, seed=0, **options):

@@ -17,7 +17,6 @@ from marey.jobs.output import write_predictions
 from marey.jobs.predict import predict
 from marey.jobs.predict_many import predict_many
 from marey.video.preprocess import Preprocess, Protocol
-from marey.video.synthetic import render_moving_shapes
 from marey.weights.native import save_checkpoint
 
 CLIPS = Preprocess(
@@ -26,17 +25,9 @@ CLIPS = Preprocess(
 HERE = {"workers": 0, "device": "cpu", "quiet": True}
 
 
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Six videos of 30 frames at 12 frames per second."""
-    folder = tmp_path_factory.mktemp("videos")
-    render_moving_shapes(folder, train=1, val=0, test=0, size=(48, 40), frames=30)
-    return sorted(folder.rglob("*.mp4"))
-
-
-def network(seed=0):
+def network(seed=0, **options):
     torch.manual_seed(seed)
-    model = marey.create_model("tsm_r18", 5, width=4, segments=4)
+    model = marey.create_model("tsm_r18", 5, width=4, segments=4, **options)
     model.preprocess = CLIPS
     return model.eval()
 
@@ -118,7 +109,11 @@ def test_another_network_or_setting_and_a_used_name_are_refused(videos, tmp_path
     with pytest.raises(UsageError, match="--resume") as error:
         predict_many(network(), videos[:1], out, **HERE)
     assert error.value.code == "FOLDER_USED"
-    for model, options, named in ((network(1), {}, "weights_sha256"), (network(), {"top": 2}, "top")):
+    for model, options, named in (
+        (network(1), {}, "weights_sha256"),
+        (network(shift_div=4), {}, "options.shift_div"),  # which no tensor shows
+        (network(), {"top": 2}, "top"),
+    ):
         with pytest.raises(UsageError, match=named) as error:
             predict_many(model, videos[:1], out, resume=True, **HERE | options)
         assert error.value.code == "RESUME_MISMATCH"

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from marey.cli.boxes import predict_films
+from marey.cli.clips import predict_clips, predict_job
 from marey.cli.parts import SOME_FAILED, Json, Overrides, beside, rows, seconds
 from marey.cli.tags import predict_tags
 from marey.errors import UsageError
@@ -95,8 +96,6 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """What is seen in videos: classes of each, a timeline, or what persons do; tags of frame features."""
-    from marey.jobs.output import write_predictions
-    from marey.jobs.predict import predict as run
     from marey.jobs.setup_features import takes_features
     from marey.weights.create import open_model
 
@@ -156,54 +155,12 @@ def predict(
             as_json=as_json,
         )
         return
-    top = top or 5
-    if any(value is not None for value in for_many.values()):
-        _predict_many(
-            network, sources, out, as_json, top=top, every=seconds(every), span=seconds(span), resume=resume,
-            shard=shard, workers=-1 if workers is None else workers, template=template, device=device,
-        )  # fmt: skip
-        return
-    found = run(
-        network,
-        sources,
-        top=top,
-        every=seconds(every),
-        span=seconds(span),
-        template=template,
-        device=device,
-    )
-    failed = 0
-    rows = found if out is None else write_predictions(found, out)
-    for row in rows:
-        failed += row.code is not None
-        if as_json:
-            print(row.json())
-        elif row.code is not None:
-            print(f"{row.source}: {row.code}: {row.message}", file=sys.stderr)
-        else:
-            window = f"  {row.start:.1f}-{row.end:.1f} s" if every else ""
-            print(
-                f"{row.source}{window}  " + "  ".join(f"{name} {score:.1%}" for score, name in row.top(top))
-            )
-    if failed:
-        raise typer.Exit(SOME_FAILED)
-
-
-def _predict_many(
-    network: Any, sources: list[str], out: Path | None, as_json: bool, shard: str | None, **options: Any
-) -> None:
-    """Predictions as a job that can go on: a summary is printed, the rows are in the file."""
-    from marey.jobs.manifest import shard as part
-    from marey.jobs.predict_many import predict_many
-
-    if out is None:
-        raise UsageError("USAGE", "--resume, --shard and --workers need --out FILE")
-    found = predict_many(network, sources, out, shard=None if shard is None else part(shard), **options)
-    rows(found._asdict() | {"out": None if found.out is None else str(found.out)}, as_json)
-    if found.out is None:
-        print(f"marey: {found.left} videos are left; {out} is written when none is", file=sys.stderr)
-    if found.failed:
-        raise typer.Exit(SOME_FAILED)
+    shown: dict[str, Any] = {"out": out, "as_json": as_json, "template": template, "device": device}
+    shown |= {"top": top or 5, "every": seconds(every), "span": seconds(span)}
+    if resume or shard is not None or workers is not None:
+        predict_job(network, sources, resume=resume, shard=shard, workers=workers, **shown)
+    else:
+        predict_clips(network, sources, **shown)
 
 
 def features(

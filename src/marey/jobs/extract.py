@@ -16,7 +16,7 @@ from marey.errors import MareyError, UsageError, unknown
 from marey.jobs.check_files import stamp
 from marey.jobs.extract_files import Format, file_of, write_features, write_index
 from marey.jobs.manifest import Item, Manifest, Shard
-from marey.jobs.pieces import Made, Per, Piece, Span, Task, check_all, each_video
+from marey.jobs.pieces import Made, Per, Piece, Span, Task, check_all, each_video, made_by
 from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.models.parts import ResNet
@@ -24,7 +24,6 @@ from marey.models.tsn import TSN
 from marey.video.preprocess import Preprocess, Views, normalize
 from marey.video.source import Source, expand
 from marey.weights.create import create_model, open_model
-from marey.weights.native import digest
 
 VERSION = 1  # of the features and the index; what another version made is not continued
 Dtype = Literal["float16", "float32"]
@@ -91,20 +90,15 @@ def extract_features(
         raise UsageError("NO_CLIPS", "features are taken of clips; this network takes features itself")
     clips = network.preprocess if frames is None else of_frames(network, frames)
     embedding = Embedding(network, layer, device, views_per_forward)
+    made = made_by(network, clips)
     about = {
-        "model": (network.spec or {}).get("name", type(network).__name__),
-        "weights_sha256": digest({name: value.cpu() for name, value in network.state_dict().items()}),
+        "model": made["model"],
+        "weights_sha256": made["weights_sha256"],
         "layer": layer or "embed",
         "per": per,
         "dtype": dtype,
     }
-    settings = about | {
-        "version": VERSION,
-        "format": format,
-        "template": template,
-        "options": (network.spec or {}).get("overrides", {}),
-        "preprocess": msgspec.to_builtins(clips),
-    }
+    settings = made | about | {"version": VERSION, "format": format, "template": template}
     manifest = Manifest(out, "features", settings, resume=resume or shard is not None)
     found = sources_by_path(sources, template)
     items = [Item(path, stamp(path)) for path in found if shard is None or shard.holds(path)]

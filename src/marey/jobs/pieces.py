@@ -17,6 +17,7 @@ from marey.jobs.progress import Progress
 from marey.jobs.setup import cores
 from marey.video.preprocess import Preprocess, Protocol, Views
 from marey.video.reader import Video, read_video
+from marey.weights.native import digest
 
 PIECE = 256  # frames that are read and held together, but at least one window's
 SECONDS = 600.0  # for one piece; a worker that takes longer is ended
@@ -115,6 +116,17 @@ def _pieces(video: Opened | MareyError, pool: Pool) -> Iterator[tuple[Piece, flo
         if isinstance(piece, MareyError):
             raise piece
         yield piece, number / count
+
+
+def made_by(network: Any, clips: Preprocess) -> dict[str, Any]:
+    """What a job's outputs depend on, of the network as it was opened and of the clips that it is shown."""
+    spec = network.spec or {}
+    return {
+        "model": spec.get("name", type(network).__name__),
+        "options": spec.get("overrides", {}),
+        "weights_sha256": digest({name: value.cpu() for name, value in network.state_dict().items()}),
+        "preprocess": msgspec.to_builtins(clips),
+    }
 
 
 # The job ----------------------------------------------------------------------------------------------

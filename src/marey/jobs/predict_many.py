@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from torch import nn
@@ -13,10 +13,10 @@ from marey.jobs.check_files import stamp
 from marey.jobs.extract import Sources, sources_by_path
 from marey.jobs.manifest import Entry, Item, Manifest, Shard
 from marey.jobs.output import check_suffix, write_predictions
-from marey.jobs.pieces import Made, Per, Piece, Task, check_all, each_video
+from marey.jobs.pieces import Made, Per, Piece, Task, check_all, each_video, made_by
 from marey.jobs.predict import Prediction, Scorer
 from marey.video.source import Source
-from marey.weights.native import digest
+from marey.weights.create import open_model
 
 VERSION = 1  # of what is kept of a video; what another version made is not continued
 
@@ -68,12 +68,12 @@ def predict_many(
         raise UsageError("EVERY", f"windows must start more than 0 seconds apart, not {every}")
     out = Path(out)
     check_suffix(out)
-    scorer = Scorer(model, device, top, windowed=every is not None, chunk=views_per_forward)
-    settings = {
+    opened: Any = model if isinstance(model, nn.Module) else open_model(model)
+    scorer = Scorer(opened, device, top, windowed=every is not None, chunk=views_per_forward)
+    settings = made_by(opened, scorer.preprocess) | {
         "version": VERSION,
-        "weights_sha256": digest({name: value.cpu() for name, value in scorer.network.state_dict().items()}),
-        "preprocess": msgspec.to_builtins(scorer.preprocess),
-        "classes": scorer.network.class_names,
+        "classes": opened.class_names,
+        "several": scorer.several,
         "top": top,
         "every": every,
         "span": span,
