@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 if "--tuned" in sys.argv:  # before torch is imported
-    os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"] = "PASSIVE", "1"
+    os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ from marey.weights.load import load_weights
 
 CPU = torch.device("cpu")
 OURS = "Marey"
-SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}  # those of the `marey` command
+SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1"}  # those of the `marey` command
 TOLERANCE, STEP_TOLERANCE = 1e-4, 1e-3  # gradients through batch norms of one clip carry rounding further
 PEERS = ("mmaction2", "pytorchvideo", "pyslowfast")
 SHARES = {"p", "drop_prob", "rate"}  # what classes call the share that they drop in training

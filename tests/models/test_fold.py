@@ -1,5 +1,6 @@
 """Folded copies: the outputs of the original, nothing of it changed, by every path a convolution can take."""
 
+import pickle
 from copy import deepcopy
 from inspect import signature
 
@@ -107,6 +108,38 @@ def test_no_norm_is_left_and_every_convolution_is_channels_last(name):
     assert not any(p.requires_grad for p in copy.parameters())
 
 
+USES = {
+    "copied": deepcopy,
+    "pickled": lambda copy: pickle.loads(pickle.dumps(copy)),  # bytes of this very line
+    "cast there and back": lambda copy: copy.double().float(),
+    "filled again": lambda copy: copy if copy.load_state_dict(copy.state_dict()) else None,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_copy_that_ran_can_be_used_as_one_that_did_not(use, path):
+    """Its weights lie in oneDNN's order, which torch can neither copy nor cast nor save."""
+    model = network("csn_ir_r50", {})
+    copy, clip = folded(model), torch.randn(1, 3, 4, 32, 32)
+    with torch.inference_mode():
+        want = copy(clip)
+    packed = [m.weight.is_mkldnn for m in copy.modules() if isinstance(m, Folded)]
+    assert set(packed) == {path == "fused" and module.PACKS}
+    used = USES[use](copy)
+    assert all(tensor.layout == torch.strided for tensor in used.state_dict().values())
+    with torch.inference_mode():
+        assert torch.equal(used(clip), want)
+
+
+@torch.inference_mode()
+def test_weights_packed_for_one_size_serve_all(path):
+    model = network("slowonly_r50", {})
+    copy = folded(model)
+    for shape in ((1, 3, 4, 32, 32), (2, 3, 8, 48, 40), (1, 3, 4, 32, 32), (1, 3, 1, 32, 32)):
+        clip = torch.randn(shape)
+        assert relative_error(copy(clip), model(clip)) < 1e-5
+
+
 @torch.inference_mode()
 def test_the_original_is_untouched_and_the_clip_too():
     model = network("slowonly_r50", {}).train()
@@ -155,6 +188,8 @@ def test_gradients_reach_the_clip():
     model = network("csn_ir_r50", {})
     clips = [torch.randn(1, 3, 4, 32, 32, generator=torch.manual_seed(0)).requires_grad_() for _ in range(2)]
     for net, clip in zip((model, folded(model)), clips, strict=True):
+        with torch.no_grad():
+            net(torch.zeros_like(clip))  # packs weights
         net(clip).square().sum().backward()
     assert relative_error(clips[1].grad, clips[0].grad) < 1e-4
 

@@ -53,8 +53,6 @@ def options(
 
 def main() -> None:
     """Entry point: runs a command and turns its errors into one line and an exit code."""
-    # Idle threads sleep: spinning ones take the cores from the decoders and from whatever else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Huge pages for big tensors: mapping them anew, page by page, takes as long as filling them.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = sys.argv[1:]

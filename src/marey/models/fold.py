@@ -7,8 +7,9 @@ Its channels-last kernels are the fastest known way there for 1x1x1 and for dept
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ Conv = nn.Conv2d | nn.Conv3d
 ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
     torch.ops.mkldnn, "_convolution_pointwise_"
 )
+# Weights in the order that its kernels read, which is else made anew in every pass.
+PACKS: bool = ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,6 +36,7 @@ def folded(model: nn.Module) -> nn.Module:
     channels_last_3d. Outputs equal the original's in evaluation mode up to rounding (1e-5 relative).
 
     The copy can be moved and cast (`.to(torch.bfloat16)`); its parameters have other names and do not learn.
+    On CPUs their order is oneDNN's own once a clip came: compile or export a copy that has not run.
     Blocks write their sum over their input where only the block before made it: whoever hooks into blocks to
     keep their outputs has to copy them.
     """
@@ -54,7 +58,11 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 class Folded(nn.Module):
-    """A convolution with the norm behind it in weight and bias; then a summand, if given; then ReLU."""
+    """A convolution with the norm behind it in weight and bias; then a summand, if given; then ReLU.
+
+    weight      opaque (`is_mkldnn`) once a clip came, until it is moved, cast, copied or saved
+    packed_for  shape of the input for which it is in the best order; another one has it made again
+    """
 
     def __init__(self, conv: Conv, norm: _BatchNorm | None, *, relu: bool) -> None:
         super().__init__()
@@ -65,15 +73,23 @@ class Folded(nn.Module):
         self.plain = F.conv3d if weight.ndim == 5 else F.conv2d
         self.stride, self.padding, self.dilation = list(conv.stride), conv.padding, list(conv.dilation)
         self.groups, self.relu = conv.groups, relu
+        self.packed_for: torch.Size | None = None
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """Float [B, C, ...] -> [B, C', ...]. A summand `added`, of the same shape, is overwritten."""
+        weight: Tensor = self.weight
         if not _fusible(x):
-            y = self.plain(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            weight = weight.to_dense() if weight.is_mkldnn else weight
+            y = self.plain(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
             y = y if added is None else y.add_(added)  # in place on the younger: gradients allow it
             return F.relu(y, inplace=True) if self.relu else y
         x, after = x.contiguous(memory_format=self.format), "relu" if self.relu else "none"
-        given = (x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        if PACKS and x.shape != self.packed_for:
+            weight = weight.to_dense() if weight.is_mkldnn else weight
+            places = (self.padding, self.stride, self.dilation, self.groups, x.shape)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *places)
+            self.weight, self.packed_for = nn.Parameter(weight, requires_grad=False), x.shape
+        given = (x, weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         fused: Tensor
         if added is None:
             fused = torch.ops.mkldnn._convolution_pointwise(*given, after, [], "")
@@ -81,6 +97,24 @@ class Folded(nn.Module):
             added = added.contiguous(memory_format=self.format)
             fused = torch.ops.mkldnn._convolution_pointwise_(added, *given, "add", 1.0, after, [], "")
         return fused
+
+    def unpack(self) -> None:
+        """Makes the weight a plain tensor again, which can be moved, cast, copied and saved."""
+        if self.weight.is_mkldnn:
+            plain = self.weight.to_dense().contiguous(memory_format=self.format)
+            self.weight, self.packed_for = nn.Parameter(plain, requires_grad=False), None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.unpack()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _save_to_state_dict(self, *where: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.unpack()
+        return self.__dict__
 
 
 class FoldedResidual(nn.Module):
