@@ -31,6 +31,7 @@ from marey.jobs.setup_boxes import Split, open_split
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import AnyRecipe, BoxRecipe
+from marey.training.devices import device_of
 from marey.weights.create import open_model
 
 SPLITS = ("train", "val", "test")
@@ -104,7 +105,7 @@ def build_bank(
     check_new(out, card, [part.videos for part in parts])
     waiting = [part for part in parts if not _done(out, part, opened, plan)]
     total = sum(len(part.indices) for part in waiting)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     network: Any = folded(model).to(place)
     progress, started = Progress(f"bank of {opened.name}: key frames", quiet=quiet), time.monotonic()
     failed, made = list[Failure](), 0

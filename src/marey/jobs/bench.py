@@ -24,6 +24,7 @@ from marey.models.cost import macs, parameters
 from marey.models.detector import Detector
 from marey.models.fold import ONEDNN, folded
 from marey.models.recompute import recompute_blocks
+from marey.training.devices import device_of
 from marey.weights.create import create_model, open_model
 
 MIB = 1 << 20
@@ -103,9 +104,7 @@ def bench(
     """
     if precision not in TOLERANCES:
         raise unknown("precision", precision, TOLERANCES)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("NO_ACCELERATOR", f"there is no {place}; `marey doctor` lists devices")
+    place = device_of(device)
     wanted: list[str] = []
     for name in names:
         found = [one for one in list_models(name) if one not in DETECTORS]  # these need boxes beside clips

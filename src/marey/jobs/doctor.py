@@ -276,21 +276,16 @@ def _processor() -> dict[str, Any]:
 def _accelerators() -> list[dict[str, Any]]:
     import torch
 
+    from marey.training.devices import accelerators
+
     found: list[dict[str, Any]] = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            capability = f"{card.major}.{card.minor}"
-            found.append(
-                {
-                    "name": f"cuda:{index}",
-                    "model": card.name,
-                    "capability": capability,
-                    "memory": card.total_memory,
-                }
-            )
-    if torch.backends.mps.is_available():
-        found.append({"name": "mps", "model": "Apple GPU", "capability": "", "memory": None})
+    for name in accelerators():
+        facts: dict[str, Any] = {"name": name, "model": "Apple GPU", "capability": "", "memory": None}
+        if name.startswith("cuda"):
+            card = torch.cuda.get_device_properties(name)
+            facts |= {"model": card.name, "capability": f"{card.major}.{card.minor}"}
+            facts["memory"] = card.total_memory
+        found.append(facts)
     return found
 
 

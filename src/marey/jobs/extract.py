@@ -21,6 +21,7 @@ from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
 from marey.models.parts import ResNet
 from marey.models.tsn import TSN
+from marey.training.devices import device_of
 from marey.video.preprocess import Preprocess, Views, normalize
 from marey.video.source import Source, expand
 from marey.weights.create import create_model, open_model
@@ -177,7 +178,7 @@ class Embedding:
     """
 
     def __init__(self, network: Any, layer: str | None, device: str | None, chunk: int) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.preprocess, self.layer, self.chunk = network.preprocess, layer, chunk
         names = [name for name, _ in network.named_modules() if name]
         if layer is not None and layer not in names:

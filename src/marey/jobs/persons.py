@@ -13,6 +13,7 @@ from torchvision.models._api import get_model, get_model_weights, list_models
 from marey.data.proposals import PERSON
 from marey.errors import WeightsError, unknown
 from marey.metrics.ava_tables import Floats
+from marey.training.devices import device_of
 from marey.weights.download import download
 from marey.weights.published import cache_folder
 from marey.weights.reading import read_weights
@@ -67,7 +68,7 @@ class PersonDetector:
                 f"{str(path)!r} does not fit torchvision's {self.name}: {told:.200}; call the file as "
                 "torchvision does, its name says which network it is of",
             ) from None
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.network: Any = network.eval().requires_grad_(False).to(self.device)
 
     @torch.inference_mode()

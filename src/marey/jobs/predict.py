@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from marey.errors import MareyError, UsageError
 from marey.jobs.setup_features import takes_features
 from marey.models.fold import folded
+from marey.training.devices import device_of
 from marey.video.preprocess import Average, Preprocess, Views, average_views, normalize
 from marey.video.reader import Video, read_video
 from marey.video.source import expand
@@ -109,7 +110,7 @@ class Scorer:
             takes = "boxes of persons; marey.jobs.predict_boxes.predict_boxes runs it"
         if takes:
             raise UsageError("NO_CLIPS", f"the network takes {takes}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.network: Any = folded(opened).to(self.device)
         self.preprocess = cast("Preprocess", self.network.preprocess)
         self.protocol = self.preprocess.val if windowed else self.preprocess.test

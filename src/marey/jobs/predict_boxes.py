@@ -32,6 +32,7 @@ from marey.jobs.setup import cores
 from marey.metrics.ava import overlaps
 from marey.metrics.ava_tables import Floats, key_of, split_key
 from marey.models.fold import folded
+from marey.training.devices import device_of
 from marey.video.preprocess import Preprocess, normalize
 from marey.video.source import Source, expand
 from marey.weights.create import open_model
@@ -164,7 +165,7 @@ class Watcher:
         seed: int,
         quiet: bool,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_of(device)
         self.seed, self.quiet = seed, quiet
         recipe = (getattr(model, "metadata", None) or {}).get("recipe") or {}
         data = recipe.get("data") or {}

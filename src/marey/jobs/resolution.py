@@ -38,6 +38,7 @@ from marey.models.cost import macs, parameters
 from marey.models.fold import folded
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Data, Model, Recipe, Training, clip_recipe
+from marey.training.devices import device_of
 from marey.video.preprocess import Preprocess, Protocol
 from marey.video.reader import read_video
 from marey.weights.create import open_model
@@ -174,7 +175,7 @@ def compare(
     """
     if precision not in ("32", "bf16"):
         raise UsageError("RESOLUTION_PRECISION", f"precision is {precision!r}; it must be 32 or bf16")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     opened = [open_source(os.fspath(source)) for source in sources]
     found: list[Measured] = []
     with nullcontext(kept) if kept else tempfile.TemporaryDirectory() as folder:

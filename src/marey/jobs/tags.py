@@ -38,6 +38,7 @@ from marey.jobs.setup_features import (
 from marey.jobs.tag_files import Tags
 from marey.metrics.gap import Tagging, TaggingMetrics, ranked
 from marey.recipes.schema import TagRecipe
+from marey.training.devices import device_of
 from marey.training.distributed import gather, launch
 from marey.training.losses import tagging_loss
 from marey.weights.native import is_checkpoint
@@ -375,7 +376,7 @@ def tag_records(
     device   "cpu", "cuda", ...; None: the GPU if there is one
     """
     shards = records(sources)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = device_of(device)
     workers = 0 if place.type == "cpu" else setup.cores()  # a CPU is busy with the network
     yield from predict_tags(
         model.to(place), shards, names=names, top=top, threshold=threshold, workers=workers

@@ -4,18 +4,24 @@ import os
 from typing import Any
 
 import torch
+from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
 from lightning_fabric.fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed as dist
 from torch import nn
 
-from marey.errors import UsageError
+from marey.errors import unknown
+from marey.training.devices import no_accelerator
 
 
 def launch(*, accelerator: str = "auto", devices: int = 1, nodes: int = 1, precision: str = "32") -> Fabric:
     """A connected Fabric: one process per device and node; under torchrun or SLURM their number rules.
 
-    precision "32", or "bf16" (autocast). Raises UsageError NO_ACCELERATOR.
+    precision "32", or "bf16" (autocast). Raises UsageError UNKNOWN_NAME, EnvironmentFault NO_ACCELERATOR.
     """
+    known = {"auto", "gpu", *ACCELERATOR_REGISTRY.available_accelerators()}
+    if accelerator not in known:
+        raise unknown("accelerator", accelerator, known)
     parallel = devices * nodes > 1 or int(_launched_processes()) > 1
     try:
         fabric = Fabric(
@@ -25,9 +31,8 @@ def launch(*, accelerator: str = "auto", devices: int = 1, nodes: int = 1, preci
             strategy="ddp" if parallel else "auto",
             precision="bf16-mixed" if precision == "bf16" else "32-true",
         )
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError("NO_ACCELERATOR", f"cannot use {devices} x {accelerator!r}: {reason}") from None
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise no_accelerator(f"{devices} x {accelerator}", error) from None
     fabric.launch()
     return fabric
 
