@@ -27,7 +27,6 @@ ONEDNN: bool = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore
 # Weights in the order that its kernels read, which is else made anew in every pass.
 PACKS: bool = ONEDNN and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
 DTYPES = (torch.float32, torch.bfloat16)
-POOLED = 4  # frames at a time
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -54,8 +53,6 @@ def folded(model: nn.Module) -> nn.Module:
                 setattr(parent, name, FoldedResidual(child, overwrite=overwrite))
             elif isinstance(child, Conv) and not row and _known(child):
                 setattr(parent, name, Folded(child, None, relu=False))
-            elif type(child) is nn.MaxPool3d and _within_frames(child):
-                setattr(parent, name, FramePool(child))
             before = child
     return _joined(copy) if type(copy) is nn.Sequential else copy
 
@@ -146,21 +143,6 @@ class FoldedResidual(nn.Module):
         return y if self.non_local is None else self.non_local(y)
 
 
-class FramePool(nn.Module):
-    """Max pooling within frames, a few at a time: torch also notes where each maximum is, in 8 bytes."""
-
-    def __init__(self, pool: nn.MaxPool3d) -> None:
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [B, C, T, H, W] -> float [B, C, T, H', W']."""
-        if not _fusible(x):
-            return self.pool(x)  # type: ignore[no-any-return]
-        pooled = torch.cat([self.pool(part) for part in torch.split(x, POOLED, 2)], 2)
-        return pooled.contiguous(memory_format=torch.channels_last_3d)
-
-
 def _fusible(x: Tensor) -> bool:
     return (
         ONEDNN
@@ -206,11 +188,6 @@ def _joined(row: nn.Sequential) -> nn.Module:
 
 def _known(conv: Conv) -> bool:
     return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
-def _within_frames(pool: nn.MaxPool3d) -> bool:
-    sizes = (pool.kernel_size, pool.stride, pool.padding)
-    return [size[0] if isinstance(size, tuple) else size for size in sizes] == [1, 1, 0]
 
 
 def _flat(*modules: nn.Module | None) -> Iterator[nn.Module]:
