@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import typer
 
 import marey
 from marey import cli
@@ -59,3 +60,23 @@ def test_other_errors_of_torch_keep_their_traceback(monkeypatch):
     monkeypatch.setattr("sys.argv", ["marey", "train"])
     with pytest.raises(RuntimeError, match="shapes"):
         cli.main()
+
+
+def commands(group=None, words=()):
+    """Every command with its options by name."""
+    group = typer.main.get_command(cli.app) if group is None else group
+    for name, command in getattr(group, "commands", {}).items():
+        yield " ".join((*words, name)), {word: one for one in command.params for word in one.opts}
+        yield from commands(command, (*words, name))
+
+
+def test_one_network_takes_a_device_and_runs_of_several_processes_an_accelerator():
+    device, accelerator = {}, {}
+    for name, options in commands():
+        assert not {"--device", "--accelerator"} <= options.keys(), name
+        assert "--accelerator" in options or "--devices" not in options, name
+        device |= {name: options["--device"].help} if "--device" in options else {}
+        accelerator |= {name: options["--accelerator"].help} if "--accelerator" in options else {}
+    assert {"predict", "features", "bench", "bank build", "report resolution"} <= device.keys()
+    assert accelerator.keys() == {"train", "test", "adapt run", "adapt score"}
+    assert len(set(device.values())) == len(set(accelerator.values())) == 1  # told in the same words

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from marey.cli.parts import Json, first_process, rows
+from marey.cli.parts import Accelerator, Json, first_process, rows
 from marey.errors import UsageError
 
 Clips = Annotated[int | None, typer.Option(min=1, help="Clips of a video in scoring.")]
@@ -16,7 +16,6 @@ Gamma = Annotated[
     list[float] | None,
     typer.Option(help="Score under this light, too; several times, 1 is as it is. Averaged."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 
 
 class WithRun(TyperGroup):
@@ -95,7 +94,7 @@ def run(
         False
     ),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    accelerator: Device = "auto",
+    accelerator: Accelerator = "auto",
     as_json: Json = False,
 ) -> None:
     """Train, score, label and train again; killed at any moment, the same command goes on.
@@ -155,7 +154,7 @@ def score(
     crops: CropsOf = None,
     gamma: Gamma = None,
     max_bad: Annotated[float, typer.Option(help="Share of videos that may be unreadable.")] = 0.0,
-    accelerator: Device = "auto",
+    accelerator: Accelerator = "auto",
 ) -> None:
     """Score videos by a network, as a stage of an adaptation does; `marey pseudo-label` and `vote` go on."""
     import msgspec

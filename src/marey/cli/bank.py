@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marey.cli.parts import SOME_FAILED, Json, Overrides, rows
+from marey.cli.parts import SOME_FAILED, Device, Json, Overrides, rows
 
 if TYPE_CHECKING:
     from marey.jobs.bank import BankReport
@@ -33,9 +33,7 @@ def build(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; processes share the folder.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Keep what a trained detector sees in every person; a stopped run goes on by the same command."""

@@ -10,6 +10,12 @@ from marey.errors import UsageError
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields to change.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[  # of one network in one process
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps; default: the GPU if there is one.")
+]
+Accelerator = Annotated[  # of a run that may take several processes
+    str, typer.Option(help="What processes run on: cpu, cuda, mps; auto: GPUs if there are any.")
+]
 SOME_FAILED = 3
 
 

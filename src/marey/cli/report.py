@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from marey.cli.parts import Json
+from marey.cli.parts import Device, Json
 from marey.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Tables and pictures over several runs.")
@@ -36,9 +36,7 @@ def resolution(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of torch; default: as many as there are.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Accuracy against multiply-adds, latency and throughput over resolutions: a table and a picture."""

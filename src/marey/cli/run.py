@@ -9,7 +9,7 @@ import typer
 
 from marey.cli.boxes import predict_films
 from marey.cli.clips import predict_clips, predict_job
-from marey.cli.parts import SOME_FAILED, Json, Overrides, beside, rows, seconds
+from marey.cli.parts import SOME_FAILED, Accelerator, Device, Json, Overrides, beside, rows, seconds
 from marey.cli.tags import predict_tags
 from marey.errors import UsageError
 
@@ -90,9 +90,7 @@ def predict(
     video: Annotated[
         Path | None, typer.Option(help="Persons: write the film again with boxes and actions.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """What is seen in videos: classes of each, a timeline, or what persons do; tags of frame features."""
@@ -212,9 +210,7 @@ def features(
     ] = None,
     workers: Annotated[int, typer.Option(help="Decoding processes; -1: one per core, at most eight.")] = -1,
     template: Annotated[str | None, typer.Option(help="Names in folders of frames: img_{:05}.jpg")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: the GPU if there is one.")
-    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Pooled features of videos as files with an index; a killed run continues with --resume."""
@@ -281,7 +277,7 @@ def train(
         bool, typer.Option("--auto-scale-lr", help="Scale lr to the real batch.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
-    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    accelerator: Accelerator = "auto",
     devices: Annotated[
         int, typer.Option(min=1, help="Processes on this machine; torchrun's number rules.")
     ] = 1,
@@ -320,7 +316,7 @@ def test(
     average_clips: Annotated[
         str | None, typer.Option(help="prob, score, max, or none: one row per view.")
     ] = None,
-    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto.")] = "auto",
+    accelerator: Accelerator = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from marey.cli.parts import SOME_FAILED, Json
+from marey.cli.parts import SOME_FAILED, Device, Json
 from marey.errors import MareyError, UsageError
 
 
@@ -122,7 +122,7 @@ def bench(
         bool, typer.Option("--checkpoint-activations", help="With --train: blocks run again backward.")
     ] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="By torch.compile; checked.")] = False,
-    device: Annotated[str | None, typer.Option(help="Default: the GPU if there is one.")] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Time networks: clips per second, share of the machine's matrix-product rate, memory."""
