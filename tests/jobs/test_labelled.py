@@ -1,4 +1,4 @@
-"""Sources with labels: whatever lists say, for the right videos."""
+"""Sources with labels: whatever lists and folders say, for the right videos."""
 
 import json
 
@@ -48,6 +48,54 @@ def test_files_folders_and_plain_lists_have_no_labels(folder):
     assert set(by_name(labelled_sources(folder))) == {
         str(folder / n) for n in ("a.mp4", "b.mp4", "sub/a.mp4")
     }
+
+
+def touched(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def test_a_folder_per_class_labels_what_it_holds(tmp_path, monkeypatch):
+    clips = touched(tmp_path / "clips", "run/a.mp4", "run/day 2/b.mp4", "jump/b.mp4", "walk/c/0001.jpg")
+    want = {"jump/b.mp4": (0,), "run/a.mp4": (1,), "run/day 2/b.mp4": (1,), "walk/c": (2,)}
+    found = labelled_sources(clips)
+    assert by_name(found) == {str(clips / name): labels for name, labels in want.items()}
+    assert (found.classes, found.num_classes) == (("jump", "run", "walk"), 3)
+    monkeypatch.chdir(tmp_path)
+    assert by_name(labelled_sources("clips")) == {f"clips/{name}": labels for name, labels in want.items()}
+    given = labelled_sources("clips", classes=["walk", "jump", "run"])
+    assert by_name(given)["clips/run/a.mp4"] == (2,)
+    split = touched(tmp_path / "split", "train/run/a.mp4", "train/jump/b.mp4", "val/run/c.mp4")
+    found = labelled_sources(split)
+    assert (list(found.labels.values()), found.classes) == ([(0,), (1,), (1,)], ("jump", "run"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("run/a.mp4", "b.mp4"),  # a video of no class
+        ("run/img_1.jpg", "jump/img_1.jpg"),  # folders of frames are videos themselves
+        ("train/a.mp4", "val/b.mp4"),  # splits are no classes
+        ("train/run/a.mp4", "val/b.mp4"),
+        ("img_1.jpg", "img_2.jpg"),
+    ],
+    ids=" ".join,
+)
+def test_other_folders_label_nothing(tmp_path, names):
+    found = labelled_sources(touched(tmp_path, *names))
+    assert (found.labels, found.classes, found.num_classes) == ({}, None, 0)
+    assert found.sources
+
+
+def test_folders_of_other_classes_are_told_how_to_go_without(tmp_path, monkeypatch):
+    touched(tmp_path, "one/run/a.mp4", "two/jump/b.mp4")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="pattern") as error:
+        labelled_sources(["one", "two"])
+    assert error.value.code == "LABEL_NAMES"
+    assert not labelled_sources(["one/*/*.mp4", "two/*/*.mp4"]).labels
 
 
 def test_names_that_two_videos_share_become_full_paths(folder):

@@ -104,6 +104,21 @@ def test_records_hold_features_as_bytes_and_the_lists_labels(videos, tmp_path):
     assert sorted(order) == sorted(names(videos))
 
 
+def test_a_folder_per_class_gives_labelled_records(videos, tmp_path):
+    for number, name in enumerate(names(videos)[:3]):
+        path = tmp_path / "clips" / ("run" if number else "jump") / f"{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(videos.parent / name, path)
+    found = extract_records(network(), tmp_path / "clips", tmp_path / "out", per=0.5, **HERE)
+    assert (found.videos, found.labelled) == (3, 3)
+    assert {video.id[-5:]: video.labels for video in read(found.folder)} == {
+        "0.mp4": (0,),
+        "1.mp4": (1,),
+        "2.mp4": (1,),
+    }
+    assert (found.folder / "classes.txt").read_text() == "jump\nrun\n"
+
+
 def test_axes_are_kept_for_other_videos(videos, tmp_path):
     first = extract_records(network(), videos, tmp_path / "train", per=0.5, pca=6, **HERE)
     assert first.rgb == 6

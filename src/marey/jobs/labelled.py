@@ -1,11 +1,12 @@
-"""Videos with what is known of them: sources as users name them, with the labels that lists give."""
+"""Videos with what is known of them: sources as users name them, labelled by lists and folders."""
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from marey.data.formats import split_folders
 from marey.data.labels import check_names
 from marey.data.lists import check_labels, read_list
 from marey.errors import DataError
@@ -17,7 +18,7 @@ class Labelled(NamedTuple):
     """Videos by full path, and what is known of each.
 
     ids      names that tell them apart: as written, or full paths where two are written alike
-    labels   of the videos that a list labels, ascending
+    labels   of the videos that a list or a folder per class labels, ascending
     classes  names in label order, or None
     num_classes  number of names, else largest label + 1; 0: nothing is labelled
     """
@@ -37,7 +38,9 @@ def labelled_sources(
 ) -> Labelled:
     """What is named; of lists (.csv, .tsv, .txt, .json, .jsonl) in any layout of `read_list` also the labels.
 
-    classes  class names in label order, or their file, for all lists
+    So of a folder in which every video lies in a folder of its class; files and patterns label nothing.
+
+    classes  class names in label order, or their file, for all lists and folders
 
     A video that is named in several rows has the labels of all of them. Raises what `expand` and `read_list`
     raise, DataError LABEL_NAMES where lists disagree about the names, LIST_FORMAT for parts of videos.
@@ -47,15 +50,21 @@ def labelled_sources(
     labels: dict[str, set[int]] = {}
     names: tuple[str, ...] | None = None
     for one in named or [""]:
+        layout = "auto"
         if isinstance(one, Source) or not _is_list(os.fspath(one)):
-            for path, source in sources_by_path([one] if named else [], template).items():
+            there = sources_by_path([one] if named else [], template)
+            for path, source in there.items():
                 found.setdefault(path, source)
-            continue
-        clips = read_list(one, classes=classes, template=template)
+            if isinstance(one, Source) or not _by_class(os.fspath(one), there):
+                continue
+            layout = "folder"
+        clips = read_list(one, format=layout, classes=classes, template=template)
         check_labels(clips, len(clips.classes) if clips.classes else None)
         if clips.classes is not None and names not in (None, clips.classes):
             raise DataError(
-                "LABEL_NAMES", f"{os.fspath(one)}: other classes than in the lists before it; give --classes"
+                "LABEL_NAMES",
+                f"{os.fspath(one)}: other classes than in the lists or folders before it; give --classes, or "
+                "name the videos of folders by a pattern, which labels none",
             )
         names = clips.classes or names
         for index, entry in enumerate(clips):
@@ -83,3 +92,12 @@ def labelled_sources(
 
 def _is_list(name: str) -> bool:
     return bool(LIST_NAME.search(name) or name.endswith(".json")) and Path(name).is_file()
+
+
+def _by_class(name: str, videos: Iterable[str]) -> bool:
+    """Whether this is a folder with every video in a folder of its class, perhaps in train/ and val/."""
+    if not Path(name).is_dir():
+        return False
+    top = os.path.abspath(name)  # noqa: PTH100 - as the videos' paths were made
+    depth = min(len(Path(path).relative_to(top).parts) for path in videos)
+    return depth > 1 and depth > 1 + bool(split_folders(Path(name)))

@@ -92,7 +92,7 @@ def extract_records(
 ) -> Records:
     """Features of videos as records that `nextvlad` is trained on, `rgb` and, if given, `audio`.
 
-    sources     as for `predict`; the labels of lists go into the records
+    sources     as for `predict`; the labels of lists and of folders per class go into the records
     per         seconds from a frame of features to the next; "clip", "video": as for `extract_features`
     frames      1: a TSN looks at a single frame of the video for each row
     pca         principal axes to keep; None: every feature keeps its place and is scaled to unit variance
