@@ -168,6 +168,15 @@ def test_actions_may_have_any_number():
     assert values(frame_map(truth, truth._replace(extra=truth.extra + 0.5)).ap) == [1.0, 1.0, 1.0]
 
 
+def test_key_frames_of_other_videos_are_told_apart_however_late_they_are():
+    """17592186.044416 s are 2^44 microseconds: a whole number of videos further where both share 64 bits."""
+    box = [[0, 0, 1, 1]]
+    truth = make_rows(["a,17592186.044416", "b,0000"], box * 2, [1, 2], [0, 0])
+    for key, ap in (("b,0000", [0, 1]), ("a,17592186.044416", [1, 0]), ("a,999999999.999999", [0, 0])):
+        found = make_rows([key] * 2, box * 2, [1, 2], [0.9, 0.9])
+        assert values(frame_map(truth, found).ap) == ap, key
+
+
 def test_what_counts_is_counted():
     keys = ["a,0001", "a,0002", "b,0001"]
     truth = make_rows(keys[:2], [[0, 0, 1, 1], [0, 0, 0.5, 0.5]], [1, 15], [0, 0])

@@ -27,7 +27,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from marey.errors import DataError, unknown
 from marey.metrics.ava_tables import MICRO, Floats, Ints, Mask, Rows, make_rows
@@ -192,12 +192,12 @@ class _Frames:
         return self.marked(self._rank[np.isin(self.codes, _codes(rows, self._videos))])
 
 
-def _codes(rows: Rows, videos: Mapping[str, int]) -> Ints:
-    """A number for each row's key frame."""
+def _codes(rows: Rows, videos: Mapping[str, int]) -> NDArray[np.complex128]:
+    """A number for each row's key frame: the video's place and, as imaginary part, the microsecond."""
     places = np.array([videos.get(name, 0) for name in rows.videos], np.int64)
     if not len(places):
-        return np.empty(0, np.int64)
-    return (places[rows.video] << 44) + np.rint(rows.second * MICRO).astype(np.int64)
+        return np.empty(0, np.complex128)
+    return places[rows.video] + 1j * np.rint(rows.second * MICRO)
 
 
 # Matching ---------------------------------------------------------------------------------------------
