@@ -318,3 +318,14 @@ def test_wrong_use_is_one_line_and_two(folder, monkeypatch, capsys):
     ):
         code, _, errors = marey(monkeypatch, capsys, *words)
         assert code == 2 and said in errors and len(errors.strip().splitlines()) == 1, words
+
+
+@pytest.mark.parametrize("command", [["vote"], ["pseudo-label", "make"]])
+def test_scores_of_one_class_are_refused_in_one_line(tmp_path, monkeypatch, capsys, command):
+    table = score_table(["a", "b"], probabilities=[[0.9], [0.3]], clips=1)
+    write_scores(tmp_path / "one.parquet", table)
+    code, out, said = marey(
+        monkeypatch, capsys, *command, str(tmp_path / "one.parquet"), "--out", str(tmp_path / "out.parquet")
+    )
+    assert (code, out) == (4, "") and len(said.splitlines()) == 1
+    assert said.startswith("marey: SCORES_SHAPE: scores of a single class")

@@ -212,7 +212,7 @@ def inputs(ensemble: Ensemble, tables: Mapping[str, ScoreTable]) -> dict[str, Fl
     """What the ensemble reads of the tables, by member, float32 [N, C], rows in the order of the first.
 
     Raises UsageError SCORES_NAMES naming those that are missing, DataError SCORES_SHAPE for scores of other
-    classes than the steps name, and what `align` and `read_as` raise.
+    classes than the steps name or of one class, and what `align` and `read_as` raise.
     """
     missing = [name for name in ensemble.members if name not in tables]
     if missing:
@@ -223,6 +223,8 @@ def inputs(ensemble: Ensemble, tables: Mapping[str, ScoreTable]) -> dict[str, Fl
         )
     aligned = align({name: tables[name] for name in ensemble.members})
     width = next(iter(aligned.values())).num_classes
+    if width < 2:
+        raise DataError("SCORES_SHAPE", "scores of a single class: there is nothing to choose between")
     if ensemble.classes is not None and width != ensemble.classes:
         raise DataError("SCORES_SHAPE", f"scores of {width} classes; this ensemble is for {ensemble.classes}")
     if (largest := max(_classes(ensemble), default=0)) >= width:
