@@ -23,6 +23,7 @@ from marey.files import replacing
 from marey.jobs import setup
 from marey.jobs.doctor import environment
 from marey.jobs.progress import Progress
+from marey.jobs.provenance import tested
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
 from marey.jobs.setup_boxes import Split, class_names, complete, counted, open_keys
@@ -164,6 +165,7 @@ def results(
     return {
         "recipe": recipe.name,
         "checkpoint": checkpoint,
+        **tested(recipe, checkpoint),
         "protocol": {
             "evaluator": recipe.testing.protocol,
             "iou": 0.5,

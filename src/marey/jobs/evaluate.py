@@ -24,6 +24,7 @@ from marey.jobs.doctor import environment
 from marey.jobs.expected import expected
 from marey.jobs.predict import view_logits
 from marey.jobs.progress import Progress
+from marey.jobs.provenance import tested
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
 from marey.jobs.tags import test_tags
@@ -180,6 +181,7 @@ def results(
     return {
         "recipe": recipe.name,
         "checkpoint": checkpoint,
+        **tested(recipe, checkpoint),
         "protocol": {**msgspec.to_builtins(recipe.clips.plan(protocol)), "average": average},
         "metrics": found["metrics"],
         "expected": msgspec.to_builtins(published),

@@ -16,8 +16,11 @@ import msgspec
 from marey.files import replacing
 from marey.jobs.doctor import environment
 from marey.jobs.runs import plain_json
+from marey.recipes.schema import AnyRecipe
+from marey.weights.published import locate
 
 SUFFIX = ".manifest.json"
+UNTESTED = {"name", "training", "distill", "adapt", "published"}  # fields of recipes that no test depends on
 PIECE = 2**20  # bytes read at once
 
 
@@ -59,6 +62,17 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while data := file.read(PIECE):
             found.update(data)
     return found.hexdigest()
+
+
+def tested(recipe: AnyRecipe, checkpoint: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What a result is of, for results.json: the weights, as `sha256` of their file (None: of a validation in
+    a training, which were not saved yet), and the resolved recipe as far as a test depends on it, `settings`.
+    """
+    fields: dict[str, Any] = msgspec.to_builtins(recipe)
+    return {
+        "sha256": None if checkpoint is None else sha256_of(locate(checkpoint)),
+        "settings": {name: value for name, value in fields.items() if name not in UNTESTED},
+    }
 
 
 def now() -> str:

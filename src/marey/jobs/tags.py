@@ -23,6 +23,7 @@ from marey.jobs import setup
 from marey.jobs.doctor import environment
 from marey.jobs.expected import expected_tags
 from marey.jobs.progress import Progress
+from marey.jobs.provenance import tested
 from marey.jobs.report import write_report
 from marey.jobs.runs import plain_json
 from marey.jobs.setup_features import (
@@ -248,6 +249,7 @@ def results(
     return {
         "recipe": recipe.name,
         "checkpoint": checkpoint,
+        **tested(recipe, checkpoint),
         "protocol": {"top": testing.top, "max_frames": data.max_frames},
         "expected": msgspec.to_builtins(published),
         **found,
