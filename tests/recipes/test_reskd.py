@@ -1,5 +1,6 @@
 """ResKD's recipes: their names, what they train, what they cost and what they claim."""
 
+import numpy as np
 import pytest
 
 from marey.errors import UsageError
@@ -99,6 +100,16 @@ def test_baselines_see_small_crops_and_three_of_them_cover_their_side():
         "slowonly_r50_112p_8x8x1_150e_k400": (128, 112),
     }.items():
         assert (ROWS[name].clips.short_side, ROWS[name].clips.crop) == sides
+
+
+@pytest.mark.parametrize(
+    ("side", "sizes"), [(160, {180, 157, 135, 118}), (96, {108, 94, 81, 71}), (72, {80, 70, 60, 52})]
+)
+def test_scaled_crops_of_baselines_snap_to_the_short_side_and_not_to_the_crop(side, sizes):
+    """int(short side x 1, 0.875, 0.75, 0.66); 94 and 70 are within two pixels of the crop, and stay."""
+    clips = load_recipe(f"tsn_r50_{side}p_1x1x16_50e_actnet").clips
+    boxes = [clips._draw_box((320, 240), np.random.default_rng(seed))[1] for seed in range(100)]
+    assert {box[2] - box[0] for box in boxes} | {box[3] - box[1] for box in boxes} == sizes
 
 
 def test_own_pairs_halve_the_crop_of_the_teacher():

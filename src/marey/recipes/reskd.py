@@ -11,9 +11,8 @@ differs in `finetune.distill`, the recipe for other pairs, and what it does.
 
 Only the teachers were published, without figures; those of three students and of Swin's stand in comments of
 the README. Not as upstream: Swin was trained in float16 (`training.precision=bf16` is the nearest), and steps
-that do not fill an update at the end of an epoch make one of their own there; scaled crops that come within
-two pixels of the crop's side snap to it, not to that of the short side (94 to 96 and 70 to 72); networks that
-could not be tested at short side 128 with three crops of 112 are tested at short side 112.
+that do not fill an update at the end of an epoch make one of their own there; networks that could not be
+tested at short side 128 with three crops of 112 are tested at short side 112.
 """
 
 from collections.abc import Callable

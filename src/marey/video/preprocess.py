@@ -512,7 +512,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             left, top, right, bottom = boxes[0].tolist()
             return size, (left, top, right, bottom)
         points: Literal[5, 13] = 5 if self.train_crop == "multiscale5" else 13
-        return size, scale_crop(size, self.crop, rng, scales=self.scales, gap=self.scale_gap, points=points)
+        snap = short or self.crop
+        return size, scale_crop(size, snap, rng, scales=self.scales, gap=self.scale_gap, points=points)
 
 
 def normalize(batch: Tensor, preprocess: Preprocess, mirrored: Tensor | None = None) -> Tensor:

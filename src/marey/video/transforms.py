@@ -122,14 +122,15 @@ def area_size(area: float, aspect: float) -> Size:
     return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
 
 
-def scale_sizes(size: Size, crop: int, scales: tuple[float, ...], gap: int) -> list[Size]:
+def scale_sizes(size: Size, snap: int, scales: tuple[float, ...], gap: int) -> list[Size]:
     """Sizes that MultiScaleCrop chooses from: the short side times each scale, for width and height.
 
-    gap  how far apart in `scales` those of width and height may be: 0 allows squares only
-    A side within two pixels of `crop` becomes `crop`, which saves a resize.
+    snap  sides within two pixels of it become it: the crop, or the short side that frames were resized to.
+          Published crops at 112 pixels or more are the same either way, smaller ones those of the short side
+    gap   how far apart in `scales` those of width and height may be: 0 allows squares only
     """
     sides = [int(min(size) * scale) for scale in scales]
-    sides = [crop if abs(side - crop) <= 2 else side for side in sides]
+    sides = [snap if abs(side - snap) <= 2 else side for side in sides]
     sides = [min(max(side, 1), min(size)) for side in sides]
     return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= gap]
 
@@ -143,7 +144,7 @@ def grid_boxes(size: Size, box: Size, points: Literal[5, 13]) -> list[Box]:
 
 def scale_crop(
     size: Size,
-    crop: int,
+    snap: int,
     rng: np.random.Generator,
     *,
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66),
@@ -151,7 +152,7 @@ def scale_crop(
     points: Literal[5, 13] = 5,
 ) -> Box:
     """MultiScaleCrop: one of `scale_sizes` at one of its `grid_boxes`, both drawn uniformly."""
-    sizes = scale_sizes(size, crop, scales, gap)
+    sizes = scale_sizes(size, snap, scales, gap)
     boxes = grid_boxes(size, sizes[rng.integers(len(sizes))], points)
     return boxes[rng.integers(len(boxes))]
 
