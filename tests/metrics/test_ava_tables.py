@@ -106,6 +106,16 @@ def test_pixels_are_recognised_and_many_faults_counted(tmp_path):
     assert len(error.value.message.splitlines()) == 21
 
 
+def test_a_little_beyond_the_frame_is_taken_and_more_is_told_what_to_do(tmp_path):
+    rows = read_rows(written(tmp_path, "a,0902,-0.01,0,1.01,1,1,0\n"), "annotation")
+    assert rows.boxes.tolist() == [[-0.01, 0, 1.01, 1]]
+    with pytest.raises(
+        DataError, match=r"line 1, column x2: 1\.02 is not in 0\.\.1.*; cut boxes at"
+    ) as error:
+        read_rows(written(tmp_path, "a,0902,0,0,1.02,1,1,0\n"), "annotation")
+    assert error.value.code == "AVA_BOX"
+
+
 def test_a_header_is_named_and_blank_lines_do_not_shift_the_numbers(tmp_path):
     with pytest.raises(DataError, match="line 1: a header; the table has none"):
         read_rows(written(tmp_path, "video,second,x,y,x,y,action,entity\n" + GOOD), "annotation")

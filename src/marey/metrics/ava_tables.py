@@ -351,13 +351,13 @@ def wrong_boxes(boxes: Floats, asked: Mask, where: Sequence[object] | Ints, faul
     wrong = np.zeros(len(boxes), np.bool_)
     inside = (boxes >= -OUTSIDE) & (boxes <= 1 + OUTSIDE)
     pixels = bool((boxes[asked] > 2).mean() > 0.5) if asked.any() else False
-    hint = "; these are pixels, divide them by width and height" if pixels else ""
+    hint = "these are pixels, divide them by width and height" if pixels else "cut boxes at the frame's edge"
     for place, name in enumerate(BOX):
         outside = asked & ~wrong & ~inside[:, place]
         wrong |= faults.rows(
             outside,
             where,
-            error("AVA_BOX", name, "{} is not in 0..1, a fraction of the frame" + hint),
+            error("AVA_BOX", name, f"{{}} is not in 0..1, a fraction of the frame; {hint}"),
             boxes[:, place],
         )
     for low, high in ((0, 2), (1, 3)):
