@@ -1,6 +1,7 @@
 """`marey adapt`: networks learn to work on videos of which nothing is labelled."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,8 +102,6 @@ def run(
 
     Without recipes the plan in --out goes on.
     """
-    import sys
-
     import msgspec
 
     from marey.jobs import rounds as job
@@ -155,6 +154,7 @@ def score(
     gamma: Gamma = None,
     max_bad: Annotated[float, typer.Option(help="Share of videos that may be unreadable.")] = 0.0,
     accelerator: Accelerator = "auto",
+    as_json: Json = False,
 ) -> None:
     """Score videos by a network, as a stage of an adaptation does; `marey pseudo-label` and `vote` go on."""
     import msgspec
@@ -181,9 +181,13 @@ def score(
         accelerator=accelerator,
     )
     if first_process():
-        print(f"{out}: {len(found.table)} videos, {int(found.table.clips[0])} views each")
         for failure in found.failed:
-            print(f"{failure.path}: {failure.code}: {failure.message}")
+            print(f"{failure.path}: {failure.code}: {failure.message}", file=sys.stderr)
+        shown = {"out": str(out), "videos": len(found.table), "views": int(found.table.clips[0])}
+        if as_json:
+            rows(shown | {"failed": [failure._asdict() for failure in found.failed]}, as_json)
+        else:
+            print("{out}: {videos} videos, {views} views each".format(**shown))
     if found.failed:
         raise typer.Exit(SOME_FAILED)
 

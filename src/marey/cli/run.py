@@ -17,11 +17,17 @@ from marey.errors import UsageError
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the videos and the run.")] = Path("demo"),
     seed: Annotated[int, typer.Option(help="Seed of videos and training.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Render a small dataset, train on it, test, predict and write a report."""
+    import msgspec
+
     from marey.jobs.demo import demo as run
 
     found = run(out, seed=seed)
+    if as_json:
+        print(json.dumps(msgspec.to_builtins(found._asdict(), enc_hook=str), indent=2))
+        return
     print(f"test accuracy {found.accuracy:.1%} on {found.clips} clips")
     for seen in found.predictions:
         print(f"{seen.source}  " + "  ".join(f"{name} {score:.1%}" for score, name in seen.top()))
