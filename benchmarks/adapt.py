@@ -13,7 +13,7 @@ first step; "no labels" trains as long on the source alone. Results go to result
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from marey.video.light import Light
 from marey.video.preprocess import Protocol, normalize
 from marey.video.reader import read_video
 from marey.video.synthetic import darken, render_moving_shapes, write_video
+from marey.video.transforms import resize
 from marey.weights.create import open_model
 from marey.weights.native import save_checkpoint
 
@@ -59,6 +60,7 @@ LIT = 'clips.light={"target":110,"limits":[0.1,1.0]}'  # clips are brought to on
 DENSE = ['clips.sampling="clip"', "clips.interval=2"]  # frames at one distance
 GAMMA = (Light(), Light(gamma=0.8), Light(gamma=0.65))
 AS_TRAINED = Views()
+DARK = 0.05  # of the light
 VARIANTS: dict[str, dict[str, Any]] = {
     "no labels": {},
     "soft": {"soft": True},
@@ -69,18 +71,34 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def darkened(listed: Path, rows: list[int], folder: Path, name: str) -> Path:
-    """Dark copies of some videos of a list, and the list of them."""
+def copies(
+    listed: Path,
+    rows: Sequence[int],
+    folder: Path,
+    name: str,
+    *,
+    exposure: float | None = None,
+    side: int | None = None,
+    every: int = 1,
+    encoder: dict[str, str] | None = None,
+) -> Path:
+    """Copies of some videos of a list: of every so many frames, darkened, then made small; and their list."""
     clips, out = read_list(listed), folder / f"{name}.csv"
     if out.exists():
         return out
-    text = ["path,label"]
+    text = ["path,label,class"]
     for row in rows:
         with read_video(clips[row].path) as video:
-            pixels, fps = video.frames(range(len(video))).numpy(), video.fps or 12
-        rng = np.random.default_rng([7, row])
-        write_video(folder / name / f"{row:05}.mp4", darken(pixels, generator=rng), fps=fps)
-        text.append(f"{name}/{row:05}.mp4,{clips.labels(row)[0]}")
+            pixels = video.frames(range(every // 2, len(video), every))
+            fps = (video.fps or 12) / every
+        if exposure is not None:
+            rng = np.random.default_rng([7, row])
+            pixels = torch.from_numpy(darken(pixels.numpy(), generator=rng, exposure=exposure))
+        if side is not None:
+            pixels = resize(pixels, (side, side))
+        write_video(folder / name / f"{row:05}.mp4", pixels.numpy(), fps=fps, encoder=encoder)
+        label = clips.labels(row)[0]
+        text.append(f"{name}/{row:05}.mp4,{label},{clips.classes[label] if clips.classes else label}")
     out.write_text("\n".join(text) + "\n")
     return out
 
@@ -93,7 +111,7 @@ def prepare(folder: Path, videos: int) -> dict[str, Path]:
         render_moving_shapes(folder / "day", train=videos, val=10, test=0, seed=1, **size)
         night = render_moving_shapes(folder / "later", train=videos, val=videos, test=0, seed=2, **size)
         for name, listed in (("target", night.train), ("test", night.val)):
-            made[name] = darkened(listed, list(range(len(read_list(listed)))), folder, name)
+            made[name] = copies(listed, range(len(read_list(listed))), folder, name, exposure=DARK)
     lists = {"source": folder / "day/train.csv", "val": folder / "day/val.csv"}
     return {**lists, **{name: folder / f"{name}.csv" for name in ("target", "test")}}
 

@@ -15,22 +15,18 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from adapt import right, source_only, steps_of
+from adapt import copies, right, source_only, steps_of
 
 from marey.data.lists import read_list
 from marey.jobs.rounds import adapt
 from marey.jobs.rounds_plan import Plan, recipes_of
 from marey.jobs.rounds_report import lines, write_page
 from marey.scores.select import Filters
-from marey.video.reader import read_video
-from marey.video.synthetic import darken, write_video
-from marey.video.transforms import resize
 
 SIDE, EVERY = 56, 3
 SETTINGS = {
@@ -56,36 +52,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def copies(listed: Path, rows: Sequence[int], folder: Path, name: str, exposure: float | None = None) -> Path:
-    """Small copies of some clips of a list, darkened before they are made small if to be, and their list."""
-    clips, out = read_list(listed), folder / f"{name}.csv"
-    if out.exists():
-        return out
-    text = ["path,label,class"]
-    for row in rows:
-        with read_video(clips[row].path) as video:
-            kept = range(EVERY // 2, len(video), EVERY)
-            pixels, fps = video.frames(kept), (video.fps or 12) / EVERY
-        if exposure is not None:
-            rng = np.random.default_rng([7, row])
-            pixels = torch.from_numpy(darken(pixels.numpy(), generator=rng, exposure=exposure))
-        small = resize(pixels, (SIDE, SIDE)).numpy()
-        write_video(folder / name / f"{row:05}.mp4", small, fps=fps, encoder={"crf": "15"})
-        label = clips.labels(row)[0]
-        text.append(f"{name}/{row:05}.mp4,{label},{clips.classes[label] if clips.classes else label}")
-    out.write_text("\n".join(text) + "\n")
-    return out
-
-
 def prepare(train: Path, val: Path, folder: Path, exposure: float) -> dict[str, Path]:
     """The four lists: labelled source, dark target, dark test, and the test by daylight."""
     folder.mkdir(parents=True, exist_ok=True)
     size, held_out = len(read_list(train)), range(len(read_list(val)))
+    small: dict[str, Any] = {"side": SIDE, "every": EVERY, "encoder": {"crf": "15"}}
     return {
-        "source": copies(train, range(0, size, 2), folder, "source"),
-        "target": copies(train, range(1, size, 2), folder, "target", exposure),
-        "test": copies(val, held_out, folder, "test", exposure),
-        "day": copies(val, held_out, folder, "day"),
+        "source": copies(train, range(0, size, 2), folder, "source", **small),
+        "target": copies(train, range(1, size, 2), folder, "target", exposure=exposure, **small),
+        "test": copies(val, held_out, folder, "test", exposure=exposure, **small),
+        "day": copies(val, held_out, folder, "day", **small),
     }
 
 
