@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 from marey import __version__
-from marey.cli import adapt, bank, compare, data, report, run, scores, weights
+from marey.cli import adapt, bank, compare, data, report, run, scores, watch, weights
 from marey.errors import EnvironmentFault, MareyError
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 app = typer.Typer(name="marey", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
-    *(run.demo, run.predict, run.features, run.train, run.test, run.recipes, run.recipe),
+    *(run.demo, run.predict, watch.watch, run.features, run.train, run.test, run.recipes, run.recipe),
     *(weights.zoo, weights.convert, weights.export, weights.bench),
     *(scores.vote, compare.compare, run.doctor),
 ):

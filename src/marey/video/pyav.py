@@ -53,6 +53,34 @@ class Decoder(Protocol):
         """Frees decoder and file."""
 
 
+def default_stream(container: InputContainer) -> VideoStream | None:
+    """The default video stream, of several that with most pixels, the others off; None if there is none."""
+    best, found = (False, -1), None
+    for stream in container.streams.video:
+        if stream.codec_context is not None and not stream.disposition & COVERS:
+            rank = (bool(stream.disposition & Disposition.default), stream.width * stream.height)
+            if rank > best:
+                best, found = rank, stream
+    for other in container.streams:
+        if other is not found:
+            other.discard = Discard.all
+    return found
+
+
+def pixels_of(
+    frame: VideoFrame, size: tuple[int, int], turn: tuple[bool, bool, bool], converter: VideoReformatter
+) -> npt.NDArray[np.uint8]:
+    """A decoded frame of this (width, height), then turned as of `Picture.turn`: uint8 [H, W, 3], RGB."""
+    width, height = size
+    exchanged, left_right, up_down = turn
+    rgb = converter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1)
+    padded = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)
+    pixels = padded[:, : 3 * width].reshape(height, width, 3)
+    if exchanged:
+        pixels = pixels.swapaxes(0, 1)
+    return pixels[:: -1 if up_down else 1, :: -1 if left_right else 1]
+
+
 class PyAVDecoder:
     """Seeks to the key frame at or before, decodes forward, converts what is asked for.
 
@@ -92,10 +120,8 @@ class PyAVDecoder:
     def read(self, indices: Indices) -> Tensor:
         """The frames of these numbers, in this order: uint8 [T, H, W, 3]."""
         width, height = self.index.picture.width, self.index.picture.height
-        exchanged, left_right, up_down = self._turn
-        out = torch.empty(
-            (len(indices), *((width, height) if exchanged else (height, width)), 3), dtype=torch.uint8
-        )
+        shape = (width, height) if self._turn[0] else (height, width)
+        out = torch.empty((len(indices), *shape, 3), dtype=torch.uint8)
         rows, previous = out.numpy(), -1
         self._end = time.monotonic() + self._limits.seconds
         for place in np.argsort(indices, kind="stable").tolist():
@@ -105,14 +131,7 @@ class PyAVDecoder:
             frame, previous = self._frame(int(indices[place])), place
             if frame.is_corrupt or (frame.width, frame.height) != (width, height):
                 self._note(int(indices[place]), frame)
-            rgb = self._format.reformat(
-                frame, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
-            )
-            padded = np.frombuffer(memoryview(rgb.planes[0]), np.uint8).reshape(height, -1)
-            pixels = padded[:, : 3 * width].reshape(height, width, 3)
-            if exchanged:
-                pixels = pixels.swapaxes(0, 1)
-            rows[place] = pixels[:: -1 if up_down else 1, :: -1 if left_right else 1]
+            rows[place] = pixels_of(frame, (width, height), self._turn, self._format)
         check_unchanged(self._file)
         return out
 
@@ -142,21 +161,13 @@ class PyAVDecoder:
             )
         except av.FFmpegError as error:
             raise self._unreadable(error) from error
-        best: tuple[bool, int] = (False, -1)
-        for stream in self._container.streams.video:
-            if stream.codec_context is not None and not stream.disposition & COVERS:
-                rank = (bool(stream.disposition & Disposition.default), stream.width * stream.height)
-                if rank > best:
-                    best, self._stream = rank, stream
-        if best[1] < 0:
+        stream = default_stream(self._container)
+        if stream is None:
             raise self._without_video()
-        for other in self._container.streams:
-            if other is not self._stream:
-                other.discard = Discard.all
-        self._codec = self._stream.codec_context
+        self._stream, self._codec = stream, stream.codec_context
         self._codec.thread_count, self._codec.thread_type = self._threads, "AUTO"
         self._codec.options = {"max_pixels": str(self._limits.pixels)}
-        if best[1] > self._limits.pixels:
+        if stream.width * stream.height > self._limits.pixels:
             what = f"has frames of {self._codec.width} x {self._codec.height} pixels"
             raise exceeded(self._file.path, what, "pixels", self._limits.pixels)
 

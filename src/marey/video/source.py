@@ -78,7 +78,8 @@ def _named(text: str, template: str | None) -> Iterator[Source]:
     if not os.path.lexists(text):
         if _ADDRESS.match(text):
             raise UsageError(
-                "NETWORK_SOURCE", f"{text!r}: network sources are not read; download it and name the file"
+                "NETWORK_SOURCE",
+                f"{text!r}: addresses are not read here; download it and name the file, or see `marey watch`",
             )
         if glob.has_magic(text):
             matches = sorted(glob.glob(text, recursive=True))  # noqa: PTH207 - Path.glob changes the names
