@@ -25,6 +25,7 @@ from marey.data.proposals import Proposals, read_proposals, recall, write_propos
 from marey.errors import DataError, MareyError, UsageError
 from marey.jobs.bank import check_bank, model_hash
 from marey.jobs.bank_build import build_bank
+from marey.jobs.compare import compare
 from marey.jobs.manifest import shard as part
 from marey.jobs.persons import Found
 from marey.jobs.predict_boxes import predict_boxes
@@ -200,6 +201,9 @@ def test_the_checkpoint_scores_what_it_scored_and_needs_nothing_else(baseline, t
     found = marey.test("own_boxes", alone, tiny, out=tmp_path / "results.json")
     assert found["metrics"]["map"] == pytest.approx(baseline.metrics["map"], abs=1e-6)
     assert (tmp_path / "results.csv").exists()
+    compared = compare(baseline.run, tmp_path)
+    assert compared.metrics[0].difference == pytest.approx(0, abs=1e-6) and compared.clips is None
+    assert {field.part for field in compared.fields} == {"weights"}
     model = open_model(alone)
     assert model.class_names == ("no action", *NAMES)
     assert model.preprocess.sampling == "key"

@@ -27,6 +27,7 @@ from marey.data.shards import open_shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Layout, collate, read_videos
 from marey.errors import DataError, UsageError
+from marey.jobs.compare import compare
 from marey.jobs.extract import extract_features
 from marey.jobs.tagging import Tagging
 from marey.jobs.tags import tag_records
@@ -143,6 +144,10 @@ def test_the_checkpoint_scores_what_it_scored_and_needs_nothing_else(trained, pl
         found = marey.test("own_tags", alone, words, out=tmp_path / "results.json")
         assert found["metrics"] == pytest.approx(trained.metrics, abs=1e-5)
     assert json.loads((tmp_path / "results.json").read_text())["evaluated"] == 130
+    compared = compare(trained.run, tmp_path)
+    assert [row.difference for row in compared.metrics] == pytest.approx([0] * 6, abs=1e-5)
+    fields = {field.name: (field.a, field.b) for field in compared.fields}
+    assert fields["settings.testing.batch"] == (40, 7) and "fingerprint" not in fields
     model = open_model(alone)
     assert model.preprocess is None
     assert model.metadata["recipe"]["name"] == "nextvlad.own_tags"

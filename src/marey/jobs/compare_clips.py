@@ -105,6 +105,8 @@ def class_names(a: list[str], b: list[str]) -> Names:
                 a = b = named
                 note = f"{which} has numbers for classes; they are taken as the other's classes in order"
                 break
+    if a == b:
+        return Names(a, b, np.arange(len(a)), note)
     place = {name: label for label, name in enumerate(b)}
     same = place.keys() == set(a) and len(place) == len(b) == len(a)
     return Names(a, b, np.array([place[name] for name in a], np.int64) if same else None, note)
