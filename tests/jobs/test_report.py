@@ -18,7 +18,7 @@ from run_folder import write_run
 
 from marey.errors import EnvironmentFault
 from marey.jobs import charts, examples, markup
-from marey.jobs.report import write_report
+from marey.jobs.report import leave_results, write_report
 
 VOID = {"meta", "img", "br", "link", "input"}
 HOSTILE = [
@@ -339,3 +339,18 @@ def test_any_text_comes_back_as_it_was_shown(text):
     parser.close()
     assert parser.seen == markup.plain(text)
     assert not re.search("[\x00-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", parser.seen)
+
+
+def test_results_of_a_test_go_where_they_are_wanted(tmp_path):
+    run = write_run(tmp_path / "run")
+    before, beside = {path: path.read_bytes() for path in run.rglob("*.*")}, []
+    assert "report.html" not in {path.name for path in before}
+    leave_results({"metrics": {"map": 0.25}}, tmp_path / "mine.json", run, beside.append)
+    assert json.loads((tmp_path / "mine.json").read_text()) == {"metrics": {"map": 0.25}}
+    assert before == {path: path.read_bytes() for path in run.rglob("*.*")}, "a run keeps its own results"
+    leave_results({"metrics": {"map": 0.75}}, None, run, beside.append)
+    assert json.loads((run / "results.json").read_text()) == {"metrics": {"map": 0.75}}
+    assert "Written by marey" in (run / "report.html").read_text()
+    assert beside == [tmp_path / "mine.json", run / "results.json"]
+    leave_results({}, None, None, beside.append)
+    assert len(beside) == 2

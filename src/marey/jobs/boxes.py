@@ -19,13 +19,11 @@ from marey.data.ava_clips import KeySample, key_tests
 from marey.data.clips import Failure, check_complete, test_indices
 from marey.data.workers import Pool
 from marey.errors import MareyError, MediaError, UsageError, unknown
-from marey.files import replacing
 from marey.jobs import setup
 from marey.jobs.doctor import environment
 from marey.jobs.progress import Progress
 from marey.jobs.provenance import tested
-from marey.jobs.report import write_report
-from marey.jobs.runs import plain_json
+from marey.jobs.report import leave_results
 from marey.jobs.setup_boxes import Split, class_names, complete, counted, open_keys
 from marey.metrics.ava import FrameMap, frame_map, result_rows
 from marey.metrics.ava_explain import explain
@@ -245,7 +243,12 @@ def test_boxes(
     if fabric.is_global_zero:
         for line in found["explained"]:
             print(f"note: {line}", file=sys.stderr)
-        _leave(found, rows, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
+        leave_results(
+            found,
+            Path(out) if out else None,
+            setup.run_of_checkpoint(checkpoint),
+            lambda path: write_results(path.with_suffix(".csv"), rows),
+        )
     return found
 
 
@@ -263,14 +266,3 @@ def _as_trained(recipe: BoxRecipe, model: Any) -> BoxRecipe:
         )
     data = msgspec.structs.replace(recipe.data, bank_weights=trained or named)
     return msgspec.structs.replace(recipe, model=plan, data=data)
-
-
-def _leave(found: dict[str, Any], rows: Rows, out: Path | None, run: Path | None) -> None:
-    folder = out.parent if out else run
-    if folder is None:
-        return
-    with replacing(out or folder / "results.json") as part:
-        part.write_text(plain_json(found) + "\n", encoding="utf-8")
-    write_results(out.with_suffix(".csv") if out else folder / "results.csv", rows)
-    if run is not None and out is None:
-        write_report(run)

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from marey.files import replacing
 from marey.jobs import report_sections as sections
 from marey.jobs.markup import escaped, note, section
 from marey.jobs.report_contents import Contents, read_folder
+from marey.jobs.runs import plain_json
 
 
 def write_report(run_folder: str | os.PathLike[str]) -> Path:
@@ -52,6 +54,24 @@ def write_report(run_folder: str | os.PathLike[str]) -> Path:
     with replacing(path) as part:
         part.write_text(page(_title(contents), "\n".join(content)), encoding="utf-8", newline="\n")
     return path
+
+
+def leave_results(
+    found: dict[str, Any], out: Path | None, run: Path | None, also: Callable[[Path], None] | None = None
+) -> None:
+    """Write a test's results to a file, else into its run's folder, whose report is then made anew.
+
+    also  writes what stands beside the file, whose path it gets
+    """
+    path = out or (None if run is None else run / "results.json")
+    if path is None:
+        return
+    with replacing(path) as part:
+        part.write_text(plain_json(found) + "\n", encoding="utf-8")
+    if also is not None:
+        also(path)
+    if out is None:
+        write_report(path.parent)
 
 
 def page(title: str, content: str) -> str:

@@ -18,14 +18,12 @@ from marey.data.shards import Shards
 from marey.data.workers import Pool
 from marey.data.youtube8m import Batch, Layout, batches
 from marey.errors import DataError, UsageError, unknown
-from marey.files import replacing
 from marey.jobs import setup
 from marey.jobs.doctor import environment
 from marey.jobs.expected import expected_tags
 from marey.jobs.progress import Progress
 from marey.jobs.provenance import tested
-from marey.jobs.report import write_report
-from marey.jobs.runs import plain_json
+from marey.jobs.report import leave_results
 from marey.jobs.setup_features import (
     RecordLists,
     class_names,
@@ -297,7 +295,7 @@ def test_tags(
         )
     found["metrics"] = {name: found["metrics"][name] for name in metrics or METRICS}
     if fabric.is_global_zero:
-        _leave(found, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
+        leave_results(found, Path(out) if out else None, setup.run_of_checkpoint(checkpoint))
     return found
 
 
@@ -319,17 +317,6 @@ def _same_names(
                 f"label {label} is {name!r} in {checkpoint}, but {other!r} for the records; make their "
                 "features with the checkpoint's names (`marey features --classes FILE`)",
             )
-
-
-def _leave(found: dict[str, Any], out: Path | None, run: Path | None) -> None:
-    if out is None and run is None:
-        return
-    path = out if out is not None or run is None else run / "results.json"
-    assert path is not None
-    with replacing(path) as part:
-        part.write_text(plain_json(found) + "\n", encoding="utf-8")
-    if run is not None and out is None:
-        write_report(run)
 
 
 def predict_tags(
