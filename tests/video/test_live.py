@@ -222,6 +222,27 @@ def test_a_stream_that_stalls_ends_with_an_error(clips):
         assert error.value.code == "STREAM_STALLED" and "0.5 seconds" in error.value.message
 
 
+def test_a_page_that_is_not_there_and_a_stream_that_breaks_off_are_told(clips):
+    data = clips["ts"].read_bytes()
+
+    def script(request):
+        request.head(404 if request.path == "/none" else 200, Content_Length=2 * len(data))
+        request.body(data)
+
+    with serving(script) as (address, _):
+        for name, code, words in (("/none", "STREAM_REFUSED", "404"), ("/half", "STREAM_LOST", "breaks off")):
+            with pytest.raises(MediaError, match=words) as error:
+                last_window(address + name, frames=99)
+            assert error.value.code == code
+
+
+def test_streams_that_begin_anew_go_on_and_say_so(clips):
+    with streaming(*[clips["ts"].read_bytes()] * 3) as address:
+        window = last_window(address, frames=120)
+    assert len(window) == 120 and (np.diff(window.times) > 0).all()
+    assert [note.partition(":")[0] for note in window.notes] == ["TIMESTAMPS_REPAIRED"]
+
+
 def sound(path):
     """A transport stream without pictures."""
     with av.open(path, "w", format="mpegts") as out:
