@@ -160,7 +160,7 @@ def test_soft_targets_are_the_rows_of_the_table_as_a_mirror_shows_them(places, s
     work = task(recipe_of(places, pseudo=labels), tmp_path)
     rows = np.flatnonzero(table.kept)
     part = work.labelled
-    batch = next(part._batches(0, 0))
+    batch = next(part.batches(0, 0))
     targets = part._targets(batch, 0)
     assert batch.mirrored.any() and not batch.mirrored.all()
     for target, index, mirrored in zip(targets, batch.indices, batch.mirrored, strict=True):
@@ -186,7 +186,7 @@ def test_the_weight_of_a_row_is_that_of_its_loss(places, shapes, table, tmp_path
         task(recipe_of(smooth, pseudo=Pseudo(labels=str(path), soft=soft)), tmp_path / path.name).labelled
         for path in (shapes.test.parent / "labels.csv", file)
     )
-    batch = next(plain._batches(0, 0))
+    batch = next(plain.batches(0, 0))
     logits = torch.randn(len(batch.targets), 6)
     one, other = plain._targets(batch, 0), weighted._targets(batch, 0)
     alone = [plain.loss(logits[i : i + 1], one[i : i + 1]) for i in range(len(logits))]
@@ -201,7 +201,7 @@ def test_the_weight_of_a_row_is_that_of_its_loss(places, shapes, table, tmp_path
 def test_kept_labels_are_exchanged_where_a_mirror_shows_the_other_class(places, shapes, table, tmp_path):
     labels = Pseudo(labels=str(shapes.test.parent / "labels.parquet"))
     part = task(recipe_of(places, pseudo=labels), tmp_path).labelled
-    batch = next(part._batches(0, 0))
+    batch = next(part.batches(0, 0))
     given = table.labels[np.flatnonzero(table.kept)][batch.indices.numpy()]
     other = {1: 2, 2: 1}
     seen = zip(given.tolist(), batch.mirrored.tolist(), strict=True)

@@ -238,7 +238,7 @@ def test_a_teacher_that_is_fed_otherwise_gets_its_own_colours():
 
 def test_one_of_several_labels_is_drawn_anew_at_each_visit(places, teacher, tmp_path):
     work = task(pair(places, teacher), tmp_path)
-    batch = next(iter(work._batches(0, first_step=0)))
+    batch = next(iter(work.batches(0, first_step=0)))
     several = msgspec.structs.replace(work.recipe.data, multi_label=True, labels="one")
     work.recipe = msgspec.structs.replace(work.recipe, data=several)
     targets = torch.zeros(8, 6)

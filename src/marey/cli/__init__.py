@@ -89,6 +89,7 @@ def _out_of_memory(error: Exception) -> MareyError | None:
     return EnvironmentFault(
         "OUT_OF_MEMORY",
         f"memory ran out ({text or 'no more is said'}); what was saved is there. Training takes less "
-        "with training.batch halved and training.accumulate doubled or training.checkpoint_activations=true; "
+        "with training.batch halved and training.accumulate doubled (as many clips an update), "
+        "training.checkpoint_activations=true or fewer clips.frames (--preflight tells the peak); "
         "testing with testing.views_per_forward=1; both with fewer data.workers",
     )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,17 @@ import typer
 
 from marey.cli.boxes import predict_films
 from marey.cli.clips import predict_clips, predict_job
-from marey.cli.parts import SOME_FAILED, Accelerator, Device, Json, Overrides, beside, rows, seconds
+from marey.cli.parts import (
+    SOME_FAILED,
+    Accelerator,
+    Device,
+    Json,
+    Overrides,
+    beside,
+    first_process,
+    rows,
+    seconds,
+)
 from marey.cli.tags import predict_tags
 from marey.errors import UsageError
 
@@ -282,6 +293,13 @@ def train(
     auto_scale_lr: Annotated[
         bool, typer.Option("--auto-scale-lr", help="Scale lr to the real batch.")
     ] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight", help="Only try, for seconds: data, loss, speed, memory, disk; no run."),
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="With --preflight: so many steps on one batch; the loss falls?")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     accelerator: Accelerator = "auto",
     devices: Annotated[
@@ -291,22 +309,42 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train by a recipe; everything goes to runs/<recipe>/<n>/."""
+    options: dict[str, Any] = {
+        "out": out,
+        "validate": validate,
+        "seed": seed,
+        "deterministic": deterministic,
+        "auto_scale_lr": auto_scale_lr,
+        "accelerator": accelerator,
+        "devices": devices,
+        "nodes": nodes,
+    }
+    if preflight:
+        if resume:
+            raise UsageError("USAGE", "--preflight tries a new run; leave --resume out")
+        _preflight(recipe, overrides or (), steps, as_json, **options)
+        return
+    if steps is not None:
+        raise UsageError("USAGE", "--steps belongs to --preflight; training.epochs says how long a run is")
     from marey.jobs.train import train as run
 
-    found = run(
-        recipe,
-        overrides or (),
-        out=out,
-        resume=resume,
-        validate=validate,
-        seed=seed,
-        deterministic=deterministic,
-        auto_scale_lr=auto_scale_lr,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-    )
+    found = run(recipe, overrides or (), resume=resume, **options)
     rows({"run": str(found.run), "checkpoint": str(found.checkpoint), **found.metrics}, as_json)
+    if found.skipped:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _preflight(
+    recipe: str, overrides: Sequence[str], steps: int | None, as_json: bool, **options: Any
+) -> None:
+    import msgspec
+
+    from marey.jobs.preflight import lines
+    from marey.jobs.preflight import preflight as run
+
+    found = run(recipe, overrides, steps=steps, **options)
+    if first_process():
+        print(json.dumps(msgspec.to_builtins(found), indent=2) if as_json else "\n".join(lines(found, steps)))
     if found.skipped:
         raise typer.Exit(SOME_FAILED)
 

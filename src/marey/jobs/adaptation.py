@@ -202,7 +202,7 @@ class Adaptation(Recognition):
             yield from super().norm_inputs(epoch)
             return
         part, order = self.measured, 0 if self.adapt.same else epoch
-        batches = islice(part._batches(order, 0, draws=epoch), self.plan.precise_bn)
+        batches = islice(part.batches(order, 0, draws=epoch), self.plan.precise_bn)
         for number, batch in enumerate(batches):
             rng = generator(part.seed, epoch, number, self.fabric.global_rank)
             torch.manual_seed(int(rng.integers(2**63)))  # of dropout, should it act

@@ -15,7 +15,9 @@ from lightning_fabric.fabric import Fabric
 from torch import Tensor, nn
 
 from marey.data.clips import Failures
+from marey.data.workers import Pool
 from marey.errors import MareyError, UsageError
+from marey.jobs.advice import WAITING, WORTH, faster_data, processes_here
 from marey.jobs.interrupt import Interrupted
 from marey.jobs.progress import Window, duration
 from marey.jobs.report import write_report
@@ -23,7 +25,7 @@ from marey.jobs.runs import Run
 from marey.models.recompute import recompute_blocks
 from marey.models.split_norm import part_statistics, split_batch_norms
 from marey.models.transformer import layer_numbers
-from marey.recipes.schema import Training
+from marey.recipes.schema import AnyRecipe, Training
 from marey.training.adapt import recompute_batch_norm, restore_statistics
 from marey.training.checkpoint import load_state, save_state
 from marey.training.distributed import anyone, gather, same_buffers
@@ -56,7 +58,9 @@ class Task(Protocol):
     size      samples of an epoch, over all processes
     steps     steps of an epoch
     classes   names in label order
+    recipe    without gaps
     plan      the recipe's `training`
+    pool      what reads
     network   drawn from the seed, with its starting weights; it is validated and saved
     learner   what runs in a step: the network, or a module that has it inside
     failures  samples that could not be read, counted
@@ -72,6 +76,7 @@ class Task(Protocol):
     steps: int
     classes: tuple[str, ...]
     plan: Training
+    pool: Pool
     network: nn.Module
     learner: nn.Module
     failures: Failures
@@ -79,6 +84,10 @@ class Task(Protocol):
     validates: bool
     notes: list[str]
     norm_settings: Mapping[str, Any]
+
+    @property
+    def recipe(self) -> AnyRecipe:
+        """What is trained by."""
 
     def examples(self, epoch: int, first_step: int) -> Iterator[Any]:
         """The epoch's batches from a step on, on the device; each has `real`, see training/loop.py."""
@@ -142,6 +151,7 @@ class Epochs:
         self.best: list[float] | None = None
         self.best_metrics: dict[str, float] = {}
         self.window = Window()
+        self.advised = False
         self.saved_at = time.monotonic()
 
     def all(self, *, resume: bool) -> Trained:
@@ -177,7 +187,7 @@ class Epochs:
 
     def one_epoch(self) -> None:
         """The steps of this epoch that are not done yet."""
-        plan, task = self.plan, self.task
+        plan, task, first = self.plan, self.task, self.step
         updates = -(-self.steps // plan.accumulate)
         steps = train_steps(
             self.fabric,
@@ -188,25 +198,39 @@ class Epochs:
             rate_of=lambda update: task.rate(self.epoch, update, updates),
             seed_of=lambda number: _seed(self.seed, self.epoch, number, self.fabric.global_rank),
             steps=self.steps,
-            first=self.step,
+            first=first,
             accumulate=plan.accumulate,
             clip_norm=plan.optimizer.clip_norm,
             clip_each=plan.optimizer.clip_each,
         )
+        paced = Window()
         try:
             for step in steps:
+                if step.number > first:  # that one waits for the workers to begin
+                    paced.add(step)
                 self._after(step)
         except MareyError as error:
             if error.code != "LOSS_NOT_FINITE":
                 raise
             names = task.current()
             self.run.write_json(self.run.folder / "nonfinite.json", {"epoch": self.epoch, task.unit: names})
-            first = ", ".join(names[:3])
+            some = ", ".join(names[:3])
             raise MareyError(
                 error.code,
-                f"{error.message}, on {first} and {max(len(names) - 3, 0)} more (nonfinite.json has all); "
+                f"{error.message}, on {some} and {max(len(names) - 3, 0)} more (nonfinite.json has all); "
                 "a lower training.optimizer.lr or clip_norm may help",
             ) from error
+        self._advise(paced)
+
+    def _advise(self, paced: Window) -> None:
+        """Say once in a run what to change, after an epoch that waited much for its data."""
+        share = paced.row()["data_share"]
+        if self.advised or self.run.quiet or share <= WAITING or paced.waited < WORTH:
+            return
+        advice = faster_data(self.task, processes_here(self.fabric))
+        if advice is not None:
+            self.advised = True
+            self.run.say(f"{share:.0%} of epoch {self.epoch + 1} was spent waiting for data: {advice}")
 
     def _after(self, step: Step) -> None:
         self.step = step.number + 1

@@ -1,6 +1,6 @@
 """What `marey train` does with clips that have class labels: batches, loss, validation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -116,18 +116,22 @@ class Recognition:
 
     def examples(self, epoch: int, first_step: int) -> Iterator[Examples]:
         """Batches of an epoch, on the device, mixed."""
-        for number, batch in enumerate(self._batches(epoch, first_step), first_step):
-            self.padded += batch.padded
-            self.taken = tuple(batch.indices.tolist())
-            yield self._mixed(self._on_device(batch, epoch), epoch, number)
+        for number, batch in enumerate(self.batches(epoch, first_step), first_step):
+            yield self.example(batch, epoch, number)
+
+    def example(self, batch: Batch, epoch: int, step: int) -> Examples:
+        """What a step of an epoch learns from, of the clips that were read for it."""
+        self.padded += batch.padded
+        self.taken = tuple(batch.indices.tolist())
+        return self._mixed(self._on_device(batch, epoch), epoch, step)
 
     def norm_inputs(self, epoch: int) -> Iterator[Tensor]:
         """Clips drawn as for training, but for no epoch of it."""
         other = self.plan.epochs + epoch
-        for batch in islice(self._batches(other, first_step=0), self.plan.precise_bn):
+        for batch in islice(self.batches(other, first_step=0), self.plan.precise_bn):
             yield self._on_device(batch, other).clip if len(batch.frames) else torch.empty(0)
 
-    def _batches(self, epoch: int, first_step: int, draws: int | None = None) -> Iterator[Batch]:
+    def batches(self, epoch: int, first_step: int, draws: int | None = None) -> Generator[Batch, None, None]:
         """Training batches of an epoch, by the draws of another if wanted; files that cannot be read are
         counted and named."""
         recipe, world = self.recipe, self.fabric.world_size
