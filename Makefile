@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint docs bench bench-peers constraints clean
+.PHONY: demo test test-newest lint docs bench bench-peers constraints clean
 
 demo: $(VENV)/.ready
 	$(BIN)/marey demo
@@ -11,6 +11,14 @@ demo: $(VENV)/.ready
 # As many tests at once as there are cores, so one thread each.
 test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# With the newest release of every dependency, as a user's pip takes them: for a job that runs every week.
+test-newest:
+	$(PYTHON) -m venv --clear build/newest
+	build/newest/bin/python -m pip install -q --upgrade pip
+	build/newest/bin/python -m pip install -q --group dev -e '.[fast]'
+	build/newest/bin/python -m pip freeze --exclude-editable --all | grep -vxFf constraints.txt || true
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests benchmarks
