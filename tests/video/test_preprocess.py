@@ -339,6 +339,7 @@ def test_json_with_a_misspelt_or_impossible_field_is_refused():
         {"scales": ()},
         {"scales": (1.5,)},
         {"scale_gap": -1},
+        {"scale_snap": 0},
         {"flip": 1.5},
         {"flip": float("nan")},
         {"flip_labels": ((1, 2), (2, 3))},

@@ -121,7 +121,8 @@ def _pair(epochs: int, every: int = 2) -> Training:
 
 
 def _low(size: int, side: int, gmacs: float, training: Training = ALONE, model: str = "tsn_r50") -> Row:
-    clips = frames(16, side=side, crop=size)
+    snap = side if model == "tsn_r50" else None  # R152's scaled crops snap to the crop
+    clips = msgspec.structs.replace(frames(16, side=side, crop=size), scale_snap=snap)
     return Row(model=model, clips=clips, training=training, dataset=ACTNET, gmacs=gmacs)
 
 

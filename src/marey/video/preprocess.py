@@ -197,8 +197,8 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     inverse_short_side  training: not the short side is drawn uniformly, but its inverse, so that small ones
                       are more frequent (PySlowFast's INV_UNIFORM_SAMPLE)
     crop, train_crop  training: side of the square the network sees, and how it is cut: "area"
-                      (RandomResizedCrop), "multiscale5", "multiscale13" (with scales, scale_gap), "random",
-                      "center"
+                      (RandomResizedCrop), "multiscale5", "multiscale13" (with scales, scale_gap; sides within
+                      two pixels of scale_snap become it, None: of the crop), "random", "center"
     resize            "bilinear", or "opencv" for the exact bits of the published pipelines
     flip              training: probability of a mirrored clip
     flip_labels       pairs of classes that a mirror exchanges (see `mirror_label`)
@@ -233,6 +233,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     train_crop: TrainCrop = "area"
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     scale_gap: int = 1
+    scale_snap: int | None = None
     resize: Resize = "bilinear"
     flip: float = 0.5
     flip_labels: tuple[tuple[int, int], ...] = ()
@@ -512,7 +513,7 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             left, top, right, bottom = boxes[0].tolist()
             return size, (left, top, right, bottom)
         points: Literal[5, 13] = 5 if self.train_crop == "multiscale5" else 13
-        snap = short or self.crop
+        snap = self.scale_snap or self.crop
         return size, scale_crop(size, snap, rng, scales=self.scales, gap=self.scale_gap, points=points)
 
 
@@ -612,8 +613,11 @@ def _faults(p: Preprocess) -> dict[str, bool]:
         f"train_crop {p.train_crop} of {p.crop} does not fit into a short side of {lowest}": (
             p.train_crop in ("random", "center") and lowest is not None and p.crop > lowest
         ),
-        "scales must lie in 0..1 and scale_gap not below 0": (
-            min(p.scales, default=0) <= 0 or max(p.scales, default=0) > 1 or p.scale_gap < 0
+        "scales must lie in 0..1, scale_gap not below 0 and scale_snap not below 1": (
+            min(p.scales, default=0) <= 0
+            or max(p.scales, default=0) > 1
+            or p.scale_gap < 0
+            or (p.scale_snap is not None and p.scale_snap < 1)
         ),
         "flip must lie in 0..1": not 0 <= p.flip <= 1,
         "flip_labels must name each class once": len(set(paired)) < len(paired) or min(paired, default=0) < 0,

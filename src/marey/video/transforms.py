@@ -125,8 +125,7 @@ def area_size(area: float, aspect: float) -> Size:
 def scale_sizes(size: Size, snap: int, scales: tuple[float, ...], gap: int) -> list[Size]:
     """Sizes that MultiScaleCrop chooses from: the short side times each scale, for width and height.
 
-    snap  sides within two pixels of it become it: the crop, or the short side that frames were resized to.
-          Published crops at 112 pixels or more are the same either way, smaller ones those of the short side
+    snap  sides within two pixels of it become it, which saves a resize where it is the crop
     gap   how far apart in `scales` those of width and height may be: 0 allows squares only
     """
     sides = [int(min(size) * scale) for scale in scales]
