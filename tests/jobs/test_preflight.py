@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from marey.jobs.preflight import lines, preflight, seconds_per_clip, spread
 from marey.jobs.progress import Window
 from marey.jobs.tagging import Tagging
 from marey.recipes.catalog import load_recipe
+from marey.recipes.schema import Distill, Model
 from marey.video.synthetic import render_moving_shapes
 
 TINY = {
@@ -119,6 +121,20 @@ def test_steps_on_one_batch_tell_whether_the_loss_falls(tiny):
         "demo.moving_shapes", tiny | {"training.optimizer.lr": 1e-30}, accelerator="cpu", steps=2
     )
     assert "does not fall" in "\n".join(lines(still, 2))
+
+
+def test_a_student_is_tried_with_its_teacher_and_no_answers_are_kept(tiny, tmp_path, capsys):
+    plan = tiny | {"training.epochs": 1}
+    teacher = marey.train("demo.moving_shapes", plan, out=tmp_path / "t", accelerator="cpu", validate=False)
+    model = Model(name="tsm_r18", weights=str(teacher.checkpoint), options=TINY["model.options"])
+    recipe = load_recipe("demo.moving_shapes", plan)
+    taught = Distill(teacher=model, logit_kl=1.0, cache=str(tmp_path / "answers"), views=1)
+    recipe = msgspec.structs.replace(recipe, distill=taught)
+    found = preflight(recipe, accelerator="cpu", steps=2, out=tmp_path / "none")
+    plain = preflight("demo.moving_shapes", plan, accelerator="cpu", steps=2, out=tmp_path / "none")
+    assert found.losses[0] > plain.losses[0], "what the teacher says is added"
+    assert {file.name for file in tmp_path.iterdir()} == {"t"}
+    assert "distill.cache is left alone" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_named(tiny, shapes, tmp_path):

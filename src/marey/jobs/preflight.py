@@ -47,7 +47,7 @@ class Preflight(msgspec.Struct, frozen=True, kw_only=True):
     splits           clips of each list
     rarest, commonest  name of a class and its training clips
     missing          classes without a training clip
-    clips, seen      clips and classes of the batch that the steps were made on
+    clips, seen      clips and classes of the batch that the steps were made on, over all processes
     losses, top1     of each step; top1 of the last, 0..1, where clips have one label each
     decoded, stepped  clips a second of decoding alone, and of steps alone
     epoch_seconds, seconds  of an epoch, and of all; validations come on top
@@ -113,6 +113,9 @@ def preflight(
     make_deterministic(deterministic)
     run = Unwritten(Path(out), quiet=not begun.fabric.is_global_zero)
     say_rate(run, begun)
+    taught = begun.plan.distill if isinstance(begun.plan, Recipe) else None
+    if taught is not None and taught.cache is not None:
+        run.say("distill.cache is left alone: the teacher answers itself, which takes its time")
     cards = [begun.fabric.device] if begun.fabric.device.type == "cuda" else []
     workers = setup.decoding_workers(begun.plan.data)
     with torch.random.fork_rng(cards), Pool(workers, begun.plan.data.seconds) as pool:
@@ -172,7 +175,7 @@ def _measured(begun: Start, run: Run, pool: Pool, seed: int, wanted: int | None)
         rarest=present[0],
         commonest=present[-1],
         missing=tuple(name for number, name in named if not number),
-        clips=len(batch.frames),
+        clips=sum(gather(fabric, len(batch.frames))),
         seen=seen,
         losses=tuple(step.loss for step in made),
         top1=made[-1].terms.get("top1"),
@@ -324,14 +327,15 @@ def lines(found: Preflight, wanted: int | None) -> list[str]:
     """The report as a table of names and texts."""
     each = f" in each of {found.processes} processes" if found.processes > 1 else ""
     missing = f"; none of {', '.join(found.missing)}" if found.missing else ""
-    took = f"{found.workers} workers" if found.workers else "no workers"
+    took = {0: "no worker", 1: "1 worker"}.get(found.workers, f"{found.workers} workers")
+    together = f" in {found.processes} processes" if found.processes > 1 else ""
     rows = [
         ("clips", ", ".join(f"{number} {split}" for split, number in found.splits.items())),
         ("classes", f"{found.classes}, {_count(found.rarest)} to {_count(found.commonest)} clips{missing}"),
-        ("batch", f"{found.clips} clips of {found.seen} classes{each}, on {found.device}"),
+        ("batch", f"{found.clips} clips of {found.seen} classes{together}, on {found.device}"),
         ("loss", _loss(found, wanted)),
-        ("decoding", f"{found.decoded:.1f} clips/s alone, {took}{each}"),
-        ("steps", f"{found.stepped:.1f} clips/s alone, precision {found.precision}{each}"),
+        ("decoding", f"{found.decoded:.1f} clips/s alone{each}, {took}"),
+        ("steps", f"{found.stepped:.1f} clips/s alone{each}, precision {found.precision}"),
         (
             "time",
             f"about {duration(found.epoch_seconds)} an epoch, {duration(found.seconds)} for {found.epochs} "
