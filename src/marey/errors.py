@@ -5,8 +5,11 @@ what the command line ends with: 2 wrong use, 3 finished but some inputs failed,
 5 environment.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class MareyError(Exception):
@@ -63,3 +66,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def unknown(kind: str, name: str, known: Iterable[str], code: str = "UNKNOWN_NAME") -> UsageError:
     """The error for a name that nothing bears, with its nearest neighbours."""
     return UsageError(code, f"no {kind} is called {name!r}; {nearest(name, known)}")
+
+
+def out_of_memory(error: Exception, less: str) -> EnvironmentFault | None:
+    """The error for memory that ran out, None for another; torch raises RuntimeError, by several words.
+
+    less  a sentence without its full stop: what takes less
+    """
+    text = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and not MEMORY.search(text):
+        return None
+    return EnvironmentFault(
+        "OUT_OF_MEMORY", f"memory ran out ({text or 'no more is said'}); what was saved is there. {less}"
+    )

@@ -11,13 +11,14 @@ import marey
 from marey.cli import app
 from marey.data.lists import read_list
 from marey.data.workers import Pool
-from marey.errors import MareyError, UsageError
+from marey.errors import EnvironmentFault, MareyError, UsageError
 from marey.jobs import advice, epochs, limits, setup
 from marey.jobs import preflight as module
 from marey.jobs.advice import faster_data
 from marey.jobs.epochs import Epochs
 from marey.jobs.preflight import lines, preflight, seconds_per_clip, spread
 from marey.jobs.progress import Window
+from marey.jobs.recognition import Recognition
 from marey.jobs.tagging import Tagging
 from marey.recipes.catalog import load_recipe
 from marey.recipes.schema import Distill, Model
@@ -221,6 +222,24 @@ def test_a_training_says_before_it_begins_that_the_disk_is_small(tiny, tmp_path,
     said = capsys.readouterr().err.splitlines()
     (place,) = [i for i, line in enumerate(said) if line.startswith("warning: DISK_SMALL: ")]
     assert place < next(i for i, line in enumerate(said) if "steps an epoch" in line)
+
+
+def test_memory_that_runs_out_names_settings_that_take_less(tiny, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Recognition, "outcome", full)
+    for run in (preflight, marey.train):
+        with pytest.raises(EnvironmentFault, match=r"training\.batch=4 training\.accumulate=2, or") as raised:
+            run("demo.moving_shapes", tiny, out=tmp_path, accelerator="cpu")
+        assert raised.value.code == "OUT_OF_MEMORY"
+        assert "fewer clips.frames than 4" in raised.value.message
+    done = {"training.batch": 1, "training.checkpoint_activations": True}
+    least = limits.less_memory(load_recipe("demo.moving_shapes", done))
+    assert "batch" not in least and "checkpoint" not in least
+    monkeypatch.setattr(Recognition, "outcome", lambda *_: torch.ones(2) + torch.ones(3))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        preflight("demo.moving_shapes", tiny, accelerator="cpu")
 
 
 # Advice -------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ after the command is known.
 """
 
 import os
-import re
 import sys
 import traceback
 from typing import Annotated
@@ -15,9 +14,13 @@ import typer
 
 from marey import __version__
 from marey.cli import adapt, bank, compare, data, report, run, scores, watch, weights
-from marey.errors import EnvironmentFault, MareyError
+from marey.errors import MareyError, out_of_memory
 
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+LESS_MEMORY = (
+    "Training takes less with training.batch halved and training.accumulate doubled (as many clips an "
+    "update), training.checkpoint_activations=true or fewer clips.frames (--preflight tells the peak); "
+    "testing with testing.views_per_forward=1; both with fewer data.workers"
+)
 
 app = typer.Typer(name="marey", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (
@@ -71,7 +74,7 @@ def main() -> None:
         sys.stderr.close()  # nobody reads on; Python would complain at exit
         code = 0
     except (MareyError, MemoryError, RuntimeError) as error:
-        known = error if isinstance(error, MareyError) else _out_of_memory(error)
+        known = error if isinstance(error, MareyError) else out_of_memory(error, LESS_MEMORY)
         if known is None:
             raise
         if debug:
@@ -79,17 +82,3 @@ def main() -> None:
         print(f"marey: {known.code}: {known.message}", file=sys.stderr)
         code = known.exit_code
     sys.exit(code or 0)
-
-
-def _out_of_memory(error: Exception) -> MareyError | None:
-    """What to do where memory ran out; None for other errors. torch raises RuntimeError, by several words."""
-    text = str(error).partition("\n")[0]
-    if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(text):
-        return None
-    return EnvironmentFault(
-        "OUT_OF_MEMORY",
-        f"memory ran out ({text or 'no more is said'}); what was saved is there. Training takes less "
-        "with training.batch halved and training.accumulate doubled (as many clips an update), "
-        "training.checkpoint_activations=true or fewer clips.frames (--preflight tells the peak); "
-        "testing with testing.views_per_forward=1; both with fewer data.workers",
-    )

@@ -19,6 +19,7 @@ from marey.data.workers import Pool
 from marey.errors import MareyError, UsageError
 from marey.jobs.advice import WAITING, WORTH, faster_data, processes_here
 from marey.jobs.interrupt import Interrupted
+from marey.jobs.limits import told_of_memory
 from marey.jobs.progress import Window, duration
 from marey.jobs.report import write_report
 from marey.jobs.runs import Run
@@ -205,10 +206,11 @@ class Epochs:
         )
         paced = Window()
         try:
-            for step in steps:
-                if step.number > first:  # that one waits for the workers to begin
-                    paced.add(step)
-                self._after(step)
+            with told_of_memory(task.recipe):
+                for step in steps:
+                    if step.number > first:  # that one waits for the workers to begin
+                        paced.add(step)
+                    self._after(step)
         except MareyError as error:
             if error.code != "LOSS_NOT_FINITE":
                 raise

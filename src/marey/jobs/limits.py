@@ -3,13 +3,16 @@ memory."""
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric.fabric import Fabric
 from torch import nn
 
+from marey.errors import out_of_memory
 from marey.jobs.frames_estimate import size_text
-from marey.recipes.schema import Training
+from marey.recipes.schema import AnyRecipe, TagRecipe, Training
 from marey.training.optim import Optimizer
 from marey.video.limits import Note
 
@@ -88,3 +91,29 @@ def most_open_files() -> int | None:
         return None
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+@contextmanager
+def told_of_memory(recipe: AnyRecipe) -> Iterator[None]:
+    """Steps of a training inside. Raises EnvironmentFault OUT_OF_MEMORY with the settings that take less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = out_of_memory(error, less_memory(recipe))
+        if known is None:
+            raise
+        raise known from error
+
+
+def less_memory(recipe: AnyRecipe) -> str:
+    """What makes a step of this recipe take less, a sentence without its full stop."""
+    plan: Any = recipe.training
+    ways = []
+    if plan.batch > 1:
+        ways.append(f"training.batch={-(-plan.batch // 2)} training.accumulate={2 * plan.accumulate}")
+    if not isinstance(recipe, TagRecipe):
+        if not plan.checkpoint_activations:
+            ways.append("training.checkpoint_activations=true")
+        ways.append(f"fewer clips.frames than {recipe.clips.frames}")
+    text = ", or ".join(ways) or "a smaller network"
+    return f"A step takes less with {text}; the machine's memory also with fewer data.workers"

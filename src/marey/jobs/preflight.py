@@ -27,7 +27,7 @@ from marey.jobs.bench import peak_memory
 from marey.jobs.doctor import cores, environment
 from marey.jobs.epochs import Epochs
 from marey.jobs.frames_estimate import size_text
-from marey.jobs.limits import checkpoint_bytes, free_bytes, lacking
+from marey.jobs.limits import checkpoint_bytes, free_bytes, lacking, told_of_memory
 from marey.jobs.progress import duration
 from marey.jobs.recognition import Recognition
 from marey.jobs.runs import Run
@@ -149,7 +149,8 @@ def _measured(begun: Start, run: Run, pool: Pool, seed: int, wanted: int | None)
         whole = work.clips
         work.clips = whole.subset(spread(whole, work.plan.batch * fabric.world_size, seed))
         batch, seen = _one_batch(work), len(set(_labels(work.clips)))
-        made = list(_steps(epochs, batch, wanted, seed))
+        with told_of_memory(plan):
+            made = list(_steps(epochs, batch, wanted, seed))
         work.clips = whole
     decoded = decoding_rate(work, SECONDS)
     stepped = _rate(made)
