@@ -312,11 +312,10 @@ def read_pickle(path: Path, most: int | None = None, *, mapped: bool = False) ->
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            return (
-                _read_zip(file, size, most, mapped)
-                if file.peek(2)[:2] == b"PK"
-                else _read_bare(file, size, most)
-            )
+            if file.peek(2)[:2] != b"PK":
+                return _read_bare(file, size, most)
+            pickled, storage = _open_zip(file, size, mapped)
+            return unpickle(pickled, size, storage, most)
     except WeightsError as error:
         raise WeightsError(error.code, f"{str(path)!r}: {error.message}") from None
     except Exception as error:  # a damaged file can break any step
@@ -326,8 +325,11 @@ def read_pickle(path: Path, most: int | None = None, *, mapped: bool = False) ->
         ) from None
 
 
-def _read_zip(file: BinaryIO, size: int, most: int | None, mapped: bool) -> Any:
-    """Refuses archives that PyTorch does not write: their entries can declare far more than there is."""
+def _open_zip(file: BinaryIO, size: int, mapped: bool) -> tuple[BinaryIO, Storage]:
+    """The pickle in PyTorch's archive, and what reads its tensors' memory.
+
+    Refuses archives that PyTorch does not write: their entries can declare far more than there is.
+    """
     archive, declared, inner = zipfile.ZipFile(file), 0, ""
     for entry in archive.infolist():
         declared += entry.file_size
@@ -366,7 +368,7 @@ def _read_zip(file: BinaryIO, size: int, most: int | None, mapped: bool) -> Any:
             )
         return made[key]
 
-    return unpickle(io.BytesIO(archive.read(inner)), size, storage, most)
+    return io.BytesIO(archive.read(inner)), storage
 
 
 def _read_bare(file: BinaryIO, size: int, most: int | None) -> Any:
